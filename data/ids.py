@@ -1,0 +1,150 @@
+"""Who a row is: content ids, row ids and the digests of tables, independent of how the bytes are stored.
+
+- `content_id`: 128-bit BLAKE2b of the row's content under its contract.
+- `row_id`: given once, at load: digest(source name, content_id, n-th occurrence in that source). Editing a row
+  keeps it; creating one gives digest(method, sorted parents, ordinal).
+
+Both digest a length-prefixed encoding of the values (docs/lineage.md spells it out), not Arrow's or Parquet's
+bytes: those depend on chunking, on neighbours and on the version of their writer.
+"""
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b, sha256
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.contracts import ID, Contract
+
+Bounds = npt.NDArray[np.int64]
+
+
+def content_ids(table: pa.Table, contract: Contract) -> pa.Array:
+    """Digest each row's content: uuid array of the table's length.
+
+    The table holds at least the contract's columns, in the contract's types.
+    """
+    columns = table.select(contract.columns).cast(contract.schema).combine_chunks()
+    start = blake2b(contract.name.encode() + b"\0", digest_size=16)
+    pieces = [piece for column in columns.columns for piece in _pieces(_whole(column), np.arange(len(table) + 1))]
+    digests = bytearray()
+    slices = [
+        [buffer[a:b] for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
+        for buffer, bounds in pieces
+    ]
+    for row in zip(*slices, strict=True):
+        digest = start.copy()
+        digest.update(b"".join(row))
+        digests += digest.digest()
+    return ids_from_bytes(bytes(digests))
+
+
+def row_ids(source: str, contents: pa.Array, occurrences: dict[bytes, int]) -> pa.Array:
+    """Name the rows of a source: uuid array; `occurrences` counts equal contents and is carried on.
+
+    Equal rows of one source get different ids, by their order; equal rows of two sources too.
+    """
+    start = blake2b(b"row\0" + source.encode() + b"\0", digest_size=16)
+    digests = bytearray()
+    for content in contents.storage.to_pylist():
+        n = occurrences.get(content, 0)
+        occurrences[content] = n + 1
+        digest = start.copy()
+        digest.update(content + n.to_bytes(8, "little"))
+        digests += digest.digest()
+    return ids_from_bytes(bytes(digests))
+
+
+def created_id(method: str, parents: Sequence[bytes], ordinal: int = 0) -> bytes:
+    """Name a row that a method creates from parents (16 bytes each); the ordinal tells siblings apart."""
+    digest = blake2b(b"created\0" + method.encode() + b"\0", digest_size=16)
+    digest.update(b"".join(sorted(parents)) + ordinal.to_bytes(8, "little"))
+    return digest.digest()
+
+
+def ids_from_bytes(raw: bytes) -> pa.Array:
+    """Wrap 16 bytes per id as a uuid array."""
+    storage = pa.Array.from_buffers(pa.binary(16), len(raw) // 16, [None, pa.py_buffer(raw)])
+    return pa.ExtensionArray.from_storage(ID, storage)
+
+
+def table_digest(batches: Iterable[pa.Table]) -> str:
+    """Digest a table logically: 64 hex digits over its rows in order, column by column, sorted by name.
+
+    The same values give the same digest, however they are chunked into batches, files or row groups.
+    """
+    columns: dict[str, _ColumnDigest] = {}
+    rows = 0
+    for batch in batches:
+        rows += len(batch)
+        for name in batch.column_names:
+            column = _whole(batch[name])
+            columns.setdefault(name, _ColumnDigest(column.type)).update(column)
+    parts = [f"{name}:{digest.kind}:{digest.hexdigest()}" for name, digest in sorted(columns.items())]
+    return sha256("\n".join([f"rows:{rows}", *parts]).encode()).hexdigest()
+
+
+class _ColumnDigest:
+    """The running digest of one column: one hash per piece, so that batch borders leave no trace."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self.kind = kind
+        self._hashes: list[object] = []
+
+    def update(self, column: pa.Array) -> None:
+        pieces = list(_pieces(column, np.array([0, len(column)])))
+        self._hashes = self._hashes or [sha256() for _ in pieces]
+        for digest, (buffer, bounds) in zip(self._hashes, pieces, strict=True):
+            digest.update(buffer[bounds[0] : bounds[-1]])  # type: ignore[attr-defined]
+
+    def hexdigest(self) -> str:
+        return sha256("".join(each.hexdigest() for each in self._hashes).encode()).hexdigest()  # type: ignore[attr-defined]
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+
+
+def _pieces(column: pa.Array, bounds: Bounds) -> list[tuple[bytes, Bounds]]:
+    """Encode a column as byte strings, each with its bounds per row: row i owns `buffer[bounds[i]:bounds[i+1]]`.
+
+    Fixed-width values: one validity byte, then the value (zero if null). Text, bytes and
+    lists: an int32 length (-1 if null), then the data or the elements. Structs: validity, then their fields.
+    """
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _pieces(column.storage, bounds)
+    if pa.types.is_dictionary(kind):
+        return _pieces(column.dictionary_decode(), bounds)
+    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+        data = pc.fill_null(column, b"" if pa.types.is_binary(kind) else "").cast(pa.large_binary())
+        offsets = np.frombuffer(data.buffers()[1], np.int64)[data.offset : data.offset + len(data) + 1]
+        text = (data.buffers()[2] or pa.py_buffer(b"")).to_pybytes()
+        return [_lengths(column, np.diff(offsets), bounds), (text, offsets[bounds])]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return [_lengths(column, lengths, bounds), *_pieces(pc.list_flatten(column), offsets[bounds])]
+    valid = column.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8).tobytes()
+    if pa.types.is_struct(kind):
+        fields = [pc.struct_field(column, [number]) for number in range(kind.num_fields)]
+        return [(valid, bounds), *(piece for field in fields for piece in _pieces(field, bounds))]
+    if pa.types.is_null(kind):
+        return [(valid, bounds)]
+    if pa.types.is_fixed_size_binary(kind):
+        filled = pc.fill_null(column, b"\0" * kind.byte_width)
+        raw = filled.buffers()[1].to_pybytes()[filled.offset * kind.byte_width :]
+        return [(valid, bounds), (raw, bounds * kind.byte_width)]
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        filled = pc.fill_null(column.cast(pa.uint8()) if pa.types.is_boolean(kind) else column, 0)
+        values = filled.to_numpy(zero_copy_only=False)
+        return [(valid, bounds), (values.tobytes(), bounds * values.itemsize)]
+    raise TypeError(f"column type {kind} has no canonical form; use text, numbers, booleans, lists or structs")
+
+
+def _lengths(column: pa.Array, lengths: npt.NDArray[np.integer], bounds: Bounds) -> tuple[bytes, Bounds]:
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    return np.where(present, lengths, -1).astype("<i4").tobytes(), bounds * 4

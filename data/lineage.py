@@ -1,0 +1,333 @@
+"""The ledger: DuckDB views over the records, and the questions that people ask of them.
+
+Records and Parquet files are the truth. `lineage.duckdb` is an index derived from them: one process at a time adds
+what is new to a private copy and renames it into place, so that readers always open a whole file and never wait.
+Deleting it loses nothing.
+
+    artifact  one line per published folder          row       which rows are in which table
+    input     what an artifact was made of           row_edge  child and parent, where ids change
+    output    its tables and files                   dropped   why a row left, with score and partner
+    measure   its numbers                            failed    the error of a row, and where it stands
+    run, run_stage   what each run did               origin    the file and line that a row was loaded from
+    trained_on       model -> each row it was trained on
+    source_rows(model)   the loaded rows that a model (a fingerprint's first digits) descends from
+"""
+
+import fcntl
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from data.artifact import ROWS, Artifact
+
+INDEX = "lineage.duckdb"
+
+SCHEMA = """
+CREATE TABLE artifact (
+    fingerprint VARCHAR, stage VARCHAR, class VARCHAR, path VARCHAR, output_digest VARCHAR,
+    source BOOLEAN, trains BOOLEAN, made TIMESTAMP, record_digest VARCHAR);
+CREATE TABLE input (
+    fingerprint VARCHAR, stage VARCHAR, name VARCHAR, kind VARCHAR,
+    input_stage VARCHAR, input_fingerprint VARCHAR, input_output VARCHAR, digest VARCHAR);
+CREATE TABLE output (
+    fingerprint VARCHAR, stage VARCHAR, name VARCHAR, contract VARCHAR, rows BIGINT, digest VARCHAR);
+CREATE TABLE measure (fingerprint VARCHAR, stage VARCHAR, name VARCHAR, value DOUBLE);
+CREATE TABLE row (
+    fingerprint VARCHAR, stage VARCHAR, output VARCHAR,
+    row_id UUID, content_id UUID, source VARCHAR, licence VARCHAR);
+CREATE TABLE row_edge (fingerprint VARCHAR, stage VARCHAR, child UUID, parent UUID);
+CREATE TABLE dropped (
+    fingerprint VARCHAR, stage VARCHAR, row_id UUID, reason VARCHAR, score DOUBLE, partner UUID, detail VARCHAR);
+CREATE TABLE failed (fingerprint VARCHAR, stage VARCHAR, row_id UUID, error VARCHAR, location VARCHAR);
+CREATE TABLE origin (fingerprint VARCHAR, stage VARCHAR, row_id UUID, file VARCHAR, line BIGINT);
+CREATE TABLE run (
+    run VARCHAR, flow VARCHAR, recipe VARCHAR, state VARCHAR, began TIMESTAMP, seconds DOUBLE,
+    dataset VARCHAR, model VARCHAR, report VARCHAR);
+CREATE TABLE run_stage (
+    run VARCHAR, position INTEGER, stage VARCHAR, fingerprint VARCHAR, state VARCHAR, seconds DOUBLE);
+CREATE VIEW trained_on AS
+    SELECT model.fingerprint AS model, row.row_id, row.content_id, row.source, row.licence
+    FROM artifact AS model
+    JOIN input ON input.fingerprint = model.fingerprint AND input.kind = 'rows'
+    JOIN row ON row.fingerprint = input.input_fingerprint AND row.output = coalesce(input.input_output, 'rows')
+    WHERE model.trains
+      AND NOT EXISTS (FROM dropped WHERE dropped.fingerprint = model.fingerprint AND dropped.row_id = row.row_id)
+      AND NOT EXISTS (FROM failed WHERE failed.fingerprint = model.fingerprint AND failed.row_id = row.row_id);
+CREATE MACRO source_rows(chosen) AS TABLE
+    WITH RECURSIVE up(row_id) AS (
+        SELECT row_id FROM trained_on WHERE starts_with(model, chosen)
+        UNION
+        SELECT parent FROM row_edge JOIN up ON row_edge.child = up.row_id
+    )
+    SELECT DISTINCT up.row_id, row.source, row.licence, origin.file, origin.line
+    FROM up JOIN origin USING (row_id) JOIN row USING (row_id, fingerprint)
+    ORDER BY row.source, origin.file, origin.line;
+"""
+
+LEDGERS = {
+    "edges": "INSERT INTO row_edge SELECT ?, ?, child, parent FROM read_parquet(?)",
+    "dropped": "INSERT INTO dropped SELECT ?, ?, row_id, reason, score, partner, detail FROM read_parquet(?)",
+    "failed": "INSERT INTO failed SELECT ?, ?, row_id, error, location FROM read_parquet(?)",
+    "origin": "INSERT INTO origin SELECT ?, ?, row_id, file, line FROM read_parquet(?)",
+}
+
+
+@contextmanager
+def ledger(store: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open the views over everything that the store holds now, read-only.
+
+    Raises:
+        FileNotFoundError: there is no store at this path.
+    """
+    index = refresh(store)
+    connection = duckdb.connect(str(index), read_only=True, config={"autoinstall_known_extensions": "false"})
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def refresh(store: Path) -> Path:
+    """Bring the index up to date with the store and return its path."""
+    index, following = store / INDEX, store / ".lineage.next"
+    records = {path: sha256(path.read_bytes()).hexdigest() for path in sorted(store.glob("*/*/record.json"))}
+    runs = sorted(store.glob("runs/*.json"))
+    with (store / ".lineage.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if index.exists() and _known(index) == (set(records.values()), {path.stem for path in runs}):
+            return index
+        following.unlink(missing_ok=True)
+        if index.exists():
+            shutil.copyfile(index, following)
+        with duckdb.connect(str(following), config={"autoinstall_known_extensions": "false"}) as connection:
+            if not index.exists():
+                connection.execute(SCHEMA)
+            _forget(connection, set(records.values()), {path.stem for path in runs})
+            known = {row[0] for row in connection.execute("SELECT record_digest FROM artifact").fetchall()}
+            for path, digest in records.items():
+                if digest not in known:
+                    _ingest(connection, store, path.parent, digest)
+            seen = {row[0] for row in connection.execute("SELECT run FROM run").fetchall()}
+            for path in runs:
+                if path.stem not in seen:
+                    _ingest_run(connection, json.loads(path.read_bytes()))
+        following.rename(index)
+    return index
+
+
+def _known(index: Path) -> tuple[set[str], set[str]]:
+    with duckdb.connect(str(index), read_only=True) as connection:
+        artifacts = {row[0] for row in connection.execute("SELECT record_digest FROM artifact").fetchall()}
+        return artifacts, {row[0] for row in connection.execute("SELECT run FROM run").fetchall()}
+
+
+def _forget(connection: duckdb.DuckDBPyConnection, digests: set[str], runs: set[str]) -> None:
+    """Take out what the store no longer holds."""
+    gone = [
+        fingerprint
+        for fingerprint, digest in connection.execute("SELECT fingerprint, record_digest FROM artifact").fetchall()
+        if digest not in digests
+    ]
+    if gone:
+        for table in (
+            "artifact",
+            "input",
+            "output",
+            "measure",
+            "row",
+            "row_edge",
+            "dropped",
+            "failed",
+            "origin",
+        ):
+            connection.execute(f"DELETE FROM {table} WHERE fingerprint IN (SELECT unnest(?))", [gone])
+    for table in ("run", "run_stage"):
+        connection.execute(f"DELETE FROM {table} WHERE NOT list_contains(?::VARCHAR[], run)", [sorted(runs)])
+
+
+def _ingest(connection: duckdb.DuckDBPyConnection, store: Path, folder: Path, digest: str) -> None:
+    record = json.loads((folder / "record.json").read_bytes())
+    began = json.loads((folder / "run.json").read_bytes())["began"] if (folder / "run.json").exists() else None
+    name = [record["fingerprint"], record["stage"]]
+    connection.execute("BEGIN")
+    connection.execute(
+        "INSERT INTO artifact VALUES (?, ?, ?, ?, ?, ?, ?, make_timestamp((? * 1000000)::BIGINT), ?)",
+        [*name, record["class"], str(folder.relative_to(store)), record["output_digest"],
+         record["source"], record["trains"], began, digest],
+    )  # fmt: skip
+    for each in record["inputs"]:
+        values = [each[column] for column in ("name", "kind", "stage", "fingerprint", "output", "digest")]
+        connection.execute("INSERT INTO input VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [*name, *values])
+    for measure, value in record["measures"].items():
+        connection.execute("INSERT INTO measure VALUES (?, ?, ?, ?)", [*name, measure, value])
+    for output, each in record["outputs"].items():
+        connection.execute(
+            "INSERT INTO output VALUES (?, ?, ?, ?, ?, ?)",
+            [*name, output, each.get("contract"), each.get("rows"), each["digest"]],
+        )
+        if "contract" in each:
+            files = [str(path) for path in Artifact("", "", folder, output).files()]
+            connection.execute(
+                "INSERT INTO row SELECT ?, ?, ?, row_id, content_id, source, licence FROM read_parquet(?)",
+                [*name, output, files],
+            )
+    for table, statement in LEDGERS.items():
+        if (folder / f"{table}.parquet").exists():
+            connection.execute(statement, [*name, str(folder / f"{table}.parquet")])
+    connection.execute("COMMIT")
+
+
+def _ingest_run(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> None:
+    columns = ("run", "flow", "recipe", "state", "began", "seconds", "dataset", "model", "report")
+    connection.execute("BEGIN")
+    connection.execute(
+        "INSERT INTO run VALUES (?, ?, ?, ?, make_timestamp((? * 1000000)::BIGINT), ?, ?, ?, ?)",
+        [run[column] for column in columns],
+    )
+    for position, each in enumerate(run["stages"]):
+        values = [each[column] for column in ("stage", "fingerprint", "state", "seconds")]
+        connection.execute("INSERT INTO run_stage VALUES (?, ?, ?, ?, ?, ?)", [run["run"], position, *values])
+    connection.execute("COMMIT")
+
+
+# ---- questions -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    """Say what one artifact did to one row."""
+
+    stage: str
+    fingerprint: str
+    what: str  # loaded, kept, edited, created, dropped, failed, trained on
+    detail: str
+    content_id: uuid.UUID | None = None
+    output: str | None = None
+    partner: uuid.UUID | None = None
+
+
+def find_rows(connection: duckdb.DuckDBPyConnection, name: str) -> list[uuid.UUID]:
+    """Find rows by their id, the first 6 or more digits of it, or the FILE:LINE that they were loaded from."""
+    file, _, line = name.rpartition(":")
+    if file and line.isdigit():
+        found = connection.execute(
+            "SELECT DISTINCT row_id FROM origin WHERE file = ? AND line = ? "
+            "UNION SELECT row_id FROM failed WHERE location = ?",
+            [file, int(line), name],
+        ).fetchall()
+    elif len(name) >= 6:
+        found = connection.execute(
+            "SELECT DISTINCT row_id FROM (SELECT row_id FROM row UNION ALL SELECT row_id FROM failed) "
+            "WHERE starts_with(row_id::VARCHAR, lower(?)) LIMIT 20",
+            [name],
+        ).fetchall()
+    else:
+        found = []
+    return sorted(row[0] for row in found)
+
+
+def parents(connection: duckdb.DuckDBPyConnection, row: uuid.UUID) -> list[uuid.UUID]:
+    """Find the rows that a row was created from."""
+    found = connection.execute("SELECT DISTINCT parent FROM row_edge WHERE child = ? ORDER BY parent", [row])
+    return [each[0] for each in found.fetchall()]
+
+
+def history(connection: duckdb.DuckDBPyConnection, row: uuid.UUID, fingerprints: list[str]) -> list[Event]:
+    """Tell what a chain of artifacts (in the order in which they were made) did to a row."""
+    events: list[Event] = []
+    content: uuid.UUID | None = None
+    for fingerprint in fingerprints:
+        for event in _events(connection, row, fingerprint, content):
+            content = event.content_id or content
+            events.append(event)
+    return events
+
+
+def latest_run(connection: duckdb.DuckDBPyConnection, row: uuid.UUID) -> list[str]:
+    """List the fingerprints, in order, of the newest run that met a row; without one, all that hold it, by age."""
+    met = (
+        "SELECT fingerprint FROM row WHERE row_id = $1 UNION SELECT fingerprint FROM dropped WHERE row_id = $1 "
+        "UNION SELECT fingerprint FROM failed WHERE row_id = $1"
+    )
+    run = connection.execute(
+        f"SELECT run FROM run_stage JOIN run USING (run) WHERE fingerprint IN ({met}) ORDER BY began DESC LIMIT 1",
+        [row],
+    ).fetchone()
+    if run:
+        query = "SELECT fingerprint FROM run_stage WHERE run = $1 AND fingerprint IS NOT NULL ORDER BY position"
+        return [each[0] for each in connection.execute(query, [run[0]]).fetchall()]
+    query = f"SELECT fingerprint FROM artifact WHERE fingerprint IN ({met}) ORDER BY made"
+    return [each[0] for each in connection.execute(query, [row]).fetchall()]
+
+
+def _events(
+    connection: duckdb.DuckDBPyConnection, row: uuid.UUID, fingerprint: str, before: uuid.UUID | None
+) -> Iterator[Event]:
+    def ask(query: str) -> list[Any]:
+        found: list[Any] = connection.execute(query, [fingerprint, row]).fetchall()
+        return found
+
+    stage = connection.execute("SELECT stage FROM artifact WHERE fingerprint = ?", [fingerprint]).fetchone()
+    name = stage[0] if stage else "?"
+    origin = ask("SELECT file, line FROM origin WHERE fingerprint = $1 AND row_id = $2")
+    for output, content in ask("SELECT output, content_id FROM row WHERE fingerprint = $1 AND row_id = $2"):
+        where = "" if output == ROWS else f"in {output}"
+        if origin:
+            yield Event(name, fingerprint, "loaded", f"from {origin[0][0]}, line {origin[0][1]:,}", content, output)
+        elif before is None:
+            born = ask("SELECT parent FROM row_edge WHERE fingerprint = $1 AND child = $2 ORDER BY parent")
+            yield Event(
+                name,
+                fingerprint,
+                "created",
+                f"from {', '.join(str(each[0]) for each in born)}",
+                content,
+                output,
+            )
+        else:
+            yield Event(name, fingerprint, "kept" if content == before else "edited", where, content, output)
+    for reason, score, partner, detail in ask(
+        "SELECT reason, score, partner, detail FROM dropped WHERE fingerprint = $1 AND row_id = $2"
+    ):
+        words = [
+            reason,
+            f"score {score:g}" if score is not None else "",
+            f"because of {partner}" if partner else "",
+            detail,
+        ]
+        yield Event(name, fingerprint, "dropped", ", ".join(filter(None, words)), partner=partner)
+    for error, location in ask("SELECT error, location FROM failed WHERE fingerprint = $1 AND row_id = $2"):
+        yield Event(name, fingerprint, "failed", f"{location}: {error}" if location else error)
+    for child in ask("SELECT child FROM row_edge WHERE fingerprint = $1 AND parent = $2"):
+        yield Event(name, fingerprint, "consumed", f"into {child[0]}")
+    if ask("SELECT 1 FROM trained_on WHERE model = $1 AND row_id = $2"):
+        yield Event(name, fingerprint, "trained on", "")
+
+
+def upstream(connection: duckdb.DuckDBPyConnection, fingerprint: str) -> list[tuple[int, str, str, str]]:
+    """Walk an artifact's ancestors: (depth, stage, fingerprint, role of the input), each artifact once."""
+    seen: set[str] = set()
+    walked: list[tuple[int, str, str, str]] = []
+
+    def walk(stage: str, name: str, role: str, depth: int) -> None:
+        walked.append((depth, stage, name, role))
+        if name in seen:
+            return
+        seen.add(name)
+        for row in connection.execute(
+            "SELECT DISTINCT input_stage, input_fingerprint, name FROM input WHERE fingerprint = ? ORDER BY ALL",
+            [name],
+        ).fetchall():
+            walk(row[0], row[1], row[2], depth + 1)
+
+    stage = connection.execute("SELECT stage FROM artifact WHERE fingerprint = ?", [fingerprint]).fetchone()
+    walk(stage[0] if stage else "?", fingerprint, "", 0)
+    return walked

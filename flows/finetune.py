@@ -1,0 +1,47 @@
+"""A pretrained model is fine-tuned on curated rows, and compared with what it was."""
+
+from pydantic import Field
+
+from infra.flow import Built, flow
+from infra.stage import Parameters
+from tasks.curate.clean import CleanParameters, clean
+from tasks.curate.deduplicate import DeduplicateParameters, deduplicate
+from tasks.curate.load import LoadParameters, load
+from tasks.curate.split import SplitParameters, split
+from tasks.evaluate.compare import CompareParameters, compare
+from tasks.evaluate.evaluate import EvaluateParameters, evaluate
+from tasks.evaluate.report import ReportParameters, report
+from tasks.train.pretrained import PretrainedParameters, pretrained
+from tasks.train.sft import SftParameters, sft
+
+
+class FinetuneParameters(Parameters):
+    """Parameters of the flow, stage by stage."""
+
+    load: LoadParameters = Field(title="Load")
+    clean: CleanParameters = Field(CleanParameters(), title="Clean")
+    deduplicate: DeduplicateParameters = Field(DeduplicateParameters(), title="Deduplicate")
+    split: SplitParameters = Field(SplitParameters(), title="Split")
+    pretrained: PretrainedParameters = Field(title="Pretrained model")
+    sft: SftParameters = Field(SftParameters(), title="Supervised fine-tuning")
+    evaluate: EvaluateParameters = Field(EvaluateParameters(), title="Evaluate")
+    compare: CompareParameters = Field(CompareParameters(), title="Compare")
+    report: ReportParameters = Field(ReportParameters(), title="Report")
+
+
+@flow
+def finetune(parameters: FinetuneParameters) -> Built:
+    """Rows -> clean -> unique -> train | test; base -> model -> compared -> report."""
+    rows = load(parameters.load)
+    cleaned = clean(parameters.clean, rows)
+    unique = deduplicate(parameters.deduplicate, cleaned)
+    parts = split(parameters.split, unique)
+    base = pretrained(parameters.pretrained)
+
+    model = sft(parameters.sft, parts["train"], base)
+
+    before = evaluate(parameters.evaluate, parts["test"], base)
+    after = evaluate(parameters.evaluate, parts["test"], model)
+    compared = compare(parameters.compare, before, [after])
+    page = report(parameters.report, parts, [rows, cleaned, unique, parts, base, model], [before, after], compared)
+    return Built(dataset=parts, model=model, report=page)

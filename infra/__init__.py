@@ -1,0 +1,1 @@
+"""Under what machinery: stages, the store, shards, devices and settings."""

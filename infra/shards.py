@@ -1,0 +1,238 @@
+"""map_shards: run a function over shards, in a plain loop or on Ray, with the same bytes either way.
+
+Shards are cut by content, never by the number of workers; each enters the work folder by one rename, so that a
+run killed anywhere repeats only the shards that were in flight. A plain loop comes first, since Ray takes seconds
+and most of a gigabyte to start: what it has not done in `ray_min_seconds` goes to Ray.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.contracts import failed_schema
+from data.errors import BadInput
+from infra.failpoint import failpoint
+from infra.progress import progress
+from infra.settings import settings
+
+Tables = dict[str, pa.Table]
+ShardFunction = Callable[[Any], Tables]
+
+TRANSIENT = "transient"
+ROOMS = ("flows", "tasks", "infra", "data")
+
+
+class Unfinished(Exception):
+    """Some rows failed for now (a timeout, a lost worker, a budget): finished shards wait for the next run."""
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write Parquet with the one set of settings that every artifact uses."""
+    pq.write_table(table, path, compression="zstd", compression_level=1, row_group_size=10_000)
+
+
+def map_shards(function: ShardFunction, payloads: Iterable[Any], folder: Path, total: int | None = None) -> list[Path]:
+    """Run `function(payload)` for every payload and return the folders of their tables, in order.
+
+    Args:
+        function: a module's top-level function (or a partial of one): payload -> {table name: table}. A table
+            named `transient` (row_id, error, location) tells which rows failed for now.
+        payloads: small descriptions of the shards, in order; may be lazy.
+        folder: where finished shards stand; those already there are not run again.
+        total: number of payloads, if known, for the progress bar.
+
+    Raises:
+        Unfinished: rows failed transiently; everything else is kept for the next run.
+        BadInput: whatever bad input the function found.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for partial in folder.glob("*.partial*"):
+        shutil.rmtree(partial)
+    targets: list[Path] = []
+
+    def pending() -> Iterator[tuple[Any, Path]]:
+        for number, payload in enumerate(payloads):
+            targets.append(folder / f"{number:05}")
+            if not targets[-1].exists():
+                yield payload, targets[-1]
+
+    waiting: list[Path] = []
+    with progress(folder.name) as advance:
+        for done, (target, finished) in enumerate(_run(function, pending())):
+            advance(len(targets) if total is None else done + 1, total)
+            if not finished:
+                waiting.append(target)
+    if waiting:
+        _settle(waiting, succeeded=len(waiting) < len(targets))
+    return targets
+
+
+def read_shard(shard: Path, table: str) -> pa.Table:
+    """Read one table of a finished shard."""
+    return pq.read_table(shard / f"{table}.parquet").replace_schema_metadata()
+
+
+def _run(function: ShardFunction, pending: Iterator[tuple[Any, Path]]) -> Iterator[tuple[Path, bool]]:
+    """Yield (target, finished) as shards come in: first here, then on Ray if it takes long and workers are many."""
+    options = settings()
+    parallel = options.workers > 1 or options.ray_address is not None
+    began = time.monotonic()
+    with one_thread():
+        while not (parallel and time.monotonic() - began >= options.ray_min_seconds):
+            payload, target = next(pending, (None, None))
+            if target is None:
+                return
+            yield target, _run_shard(function, payload, target)
+    first = next(pending, None)
+    if first is not None:
+        yield from _run_on_ray(function, itertools.chain([first], pending), options.workers)
+
+
+def _run_shard(function: ShardFunction, payload: Any, target: Path) -> bool:
+    """Compute one shard and put it in place by a rename; False if rows of it failed for now."""
+    tables = function(payload)
+    transient = tables.get(TRANSIENT)
+    finished = transient is None or len(transient) == 0
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name, table in tables.items():
+        if name != TRANSIENT or not finished:
+            write_table(table, partial / f"{name}.parquet")
+    failpoint("shard")
+    goal = target if finished else target.with_suffix(".waiting")
+    if goal.exists():
+        shutil.rmtree(goal)
+    partial.rename(goal)
+    return finished
+
+
+def _settle(waiting: list[Path], succeeded: bool) -> None:
+    """Count the tries of rows that failed for now; those tried often enough, or accepted, become failures.
+
+    A row counts as tried only when others succeeded: if everything fails, the fault is not the row's.
+    """
+    options = settings()
+    open_rows, last = 0, ""
+    for target in waiting:
+        folder = target.with_suffix(".waiting")
+        transient = read_shard(folder, TRANSIENT)
+        counts_file = target.with_suffix(".tries")
+        tries = json.loads(counts_file.read_bytes()) if counts_file.exists() else {}
+        ids = [str(each) for each in transient["row_id"].to_pylist()]
+        tries = {row: tries.get(row, 0) + succeeded for row in ids}
+        counts_file.write_text(json.dumps(tries))
+        left = [row for row in ids if tries[row] < options.max_attempts]
+        if left and not (options.accept_failed and succeeded):
+            open_rows, last = open_rows + len(left), transient["error"][-1].as_py()
+            continue
+        parts = [name for name in ("failed", TRANSIENT) if (folder / f"{name}.parquet").exists()]
+        failed = pa.concat_tables(read_shard(folder, name).cast(failed_schema()) for name in parts)
+        write_table(failed, folder / "failed.parquet")
+        (folder / f"{TRANSIENT}.parquet").unlink()
+        folder.rename(target)
+    if open_rows:
+        raise Unfinished(
+            f"{open_rows} rows failed for now, the last with: {last}\n"
+            "what is finished waits in the work folder: run again to try only the rest, "
+            "or with --accept-failed to publish without them"
+        )
+
+
+# ---- Ray -------------------------------------------------------------------------------------------------
+
+
+def _run_on_ray(
+    function: ShardFunction, pending: Iterator[tuple[Any, Path]], workers: int
+) -> Iterator[tuple[Path, bool]]:
+    """Run shards as Ray tasks, at most two per worker in flight; a lost worker's shard is retried by Ray."""
+    import ray
+
+    start_ray(workers)
+    remote = ray.remote(num_cpus=1, max_retries=settings().max_attempts - 1)(_run_shard_quietly)
+    code = ray.put(function)
+    flying: dict[Any, Path] = {}
+    try:
+        while True:
+            for payload, target in itertools.islice(pending, max(0, 2 * workers - len(flying))):
+                flying[remote.remote(code, payload, target)] = target
+            if not flying:
+                return
+            ready, _ = ray.wait(list(flying), num_returns=1)
+            target = flying.pop(ready[0])
+            outcome = ray.get(ready[0])
+            if isinstance(outcome, BadInput):
+                raise outcome
+            yield target, outcome
+    finally:
+        for reference in flying:
+            ray.cancel(reference, force=True)
+
+
+def _run_shard_quietly(function: ShardFunction, payload: Any, target: Path) -> "bool | BadInput":
+    """Return bad input as a value: Ray would wrap the exception in one of its own."""
+    try:
+        with one_thread():
+            return _run_shard(function, payload, target)
+    except BadInput as error:
+        return error
+
+
+def start_ray(workers: int) -> None:
+    """Start a local Ray, or connect to the cluster that the settings name; once per process.
+
+    The four rooms travel by name, so that workers never import another project's `data` or `tasks`.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = settings().ray_address
+    root = Path(__file__).resolve().parents[1]
+    ray.init(
+        address=address,
+        num_cpus=None if address else workers,
+        include_dashboard=None if address else False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={
+            "py_modules": [str(root / room) for room in ROOMS],
+            "excludes": ["**/__pycache__"],
+            "env_vars": {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+        },
+    )
+
+
+def stop_ray() -> None:
+    """Stop the local Ray of this process, if one was started."""
+    import sys
+
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold the math libraries at one thread, so that a shard's bits do not depend on the machine's cores."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 1
+    if torch:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch:
+            torch.set_num_threads(threads)

@@ -1,0 +1,1 @@
+"""Choose the rows: load, clean, deduplicate, split."""

@@ -1,0 +1,1 @@
+"""Say what the models can do, and what the report shows."""

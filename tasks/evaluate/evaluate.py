@@ -1,0 +1,207 @@
+"""Ask a model the held-out rows: loss on the reference answers, and exact match of greedy ones.
+
+The verifier is stated: `answer_pattern` takes the answer out of a text (its first group, of the last match),
+`ignore_characters` are removed, and what is left must equal the reference's. A text without a match has no answer and
+is wrong.
+"""
+
+import re
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, field_validator
+
+from data.artifact import Artifact
+from data.contracts import ID
+from data.errors import BadInput
+from infra.settings import settings
+from infra.shards import Tables, read_shard
+from infra.stage import Measures, Parameters, Reference, stage
+from infra.work import Work
+from tasks.train.chat import as_messages, encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUCKET = 32  # lengths are padded to multiples of this, so that few shapes occur
+
+SCORES = pa.schema(
+    [
+        ("row_id", ID), ("group", pa.string()), ("prompt", pa.string()), ("reference", pa.string()),
+        ("answer", pa.string()), ("correct", pa.bool_()), ("loss", pa.float64()), ("tokens", pa.int64()),
+    ]
+)  # fmt: skip
+
+
+class EvaluateParameters(Parameters):
+    """How to ask and what counts as right."""
+
+    rows: int | None = Field(
+        None, ge=1, title="Rows", description="Rows to ask, those of the lowest row ids; none asks all."
+    )
+    max_new_tokens: int = Field(64, ge=1, description="Longest answer, in tokens.")
+    max_length: int = Field(
+        1024,
+        ge=8,
+        description="Longest prompt with its reference answer, in tokens; longer rows are not asked.",
+    )
+    batch_size: int = Field(32, ge=1, description="Rows in one pass of the model.")
+    answer_pattern: str = Field(
+        r"(?s)^\s*(.*?)\s*\Z",
+        description="Regular expression; the first group of its last match is the answer.",
+    )
+    ignore_characters: str = Field("", description="Characters removed from answers before they are compared.")
+    group_column: str = Field("", description="Column by which scores are broken down; default: not at all.")
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _one_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        if groups < 1:
+            raise ValueError("a pattern without a group; put (…) around the answer")
+        return pattern
+
+
+@stage("float")
+def evaluate(work: Work, parameters: EvaluateParameters, rows: Reference, model: Reference) -> Measures:
+    """Score one model on held-out rows; output `scores`, one line per row that was asked.
+
+    Raises:
+        BadInput: no row is left to ask.
+    """
+    asked = lowest(rows.read(["row_id"]), parameters.rows)
+    batches = [asked[start : start + parameters.batch_size] for start in range(0, len(asked), parameters.batch_size)]
+    shards = work.map(partial(score_rows, parameters, rows, model.path), batches, "scores")
+    scores = pa.concat_tables([SCORES.empty_table(), *(read_shard(shard, "scores") for shard in shards)])
+    if not len(scores):
+        raise BadInput(f"{rows.rows} held-out rows, none within max_length = {parameters.max_length} tokens",
+                       "at least one row to ask", "hold out more rows or raise max_length")  # fmt: skip
+    work.write_single(scores, "scores")
+    loss, tokens = (scores[name].to_numpy() for name in ("loss", "tokens"))
+    return {
+        "rows_asked": float(len(scores)),
+        "rows_too_long": float(len(asked) - len(scores)),
+        "loss": float(np.average(loss, weights=tokens)),
+        "exact_match": float(pc.mean(scores["correct"].cast(pa.float64())).as_py()),
+    }
+
+
+def lowest(table: pa.Table, count: int | None) -> list[int]:
+    """Choose the rows with the lowest row ids: their positions, ascending."""
+    ids = table["row_id"].combine_chunks().storage.cast(pa.binary())
+    return sorted(pc.sort_indices(ids)[:count].to_pylist())
+
+
+def score_rows(parameters: EvaluateParameters, rows: Artifact, model: Path, positions: list[int]) -> Tables:
+    """Score one batch of rows; rows that are too long are left out."""
+    table = rows.slice(positions[0], positions[-1] + 1).take([position - positions[0] for position in positions])
+    network, tokenizer = open_model(model)
+    turns = [as_messages(row) for row in table.to_pylist()]
+    encoded = [encode(tokenizer, each, None, 1 << 30) for each in turns]
+    fits = [at for at, (ids, _) in enumerate(encoded) if len(ids) <= parameters.max_length]
+    if not fits:
+        return {"scores": SCORES.empty_table()}
+    prompts = [_prompt(turns[at]) for at in fits]
+    answers = generate(network, tokenizer, prompts, parameters.batch_size, parameters.max_new_tokens)
+    losses = mean_losses(network, tokenizer.pad_token_id, [encoded[at] for at in fits], parameters.batch_size)
+    groups = table[parameters.group_column].to_pylist() if parameters.group_column else [None] * len(table)
+    lines = []
+    for at, prompt, answer, (loss, tokens) in zip(fits, prompts, answers, losses, strict=True):
+        reference = turns[at][-1]["content"]
+        right = extract(parameters, answer)
+        lines.append(
+            {
+                "row_id": table["row_id"][at].as_py(),
+                "group": groups[at],
+                "prompt": prompt[-1]["content"],
+                "reference": reference,
+                "answer": answer,
+                "correct": right is not None and right == extract(parameters, reference),
+                "loss": loss,
+                "tokens": tokens,
+            }
+        )
+    return {"scores": pa.Table.from_pylist(lines, schema=SCORES)}
+
+
+def extract(parameters: EvaluateParameters, text: str) -> str | None:
+    """Take the answer out of a text; None if the pattern does not occur."""
+    matches = list(re.finditer(parameters.answer_pattern, text))
+    if not matches:
+        return None
+    answer = matches[-1][1] or ""
+    return "".join(each for each in answer if each not in parameters.ignore_characters)
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[list[dict[str, Any]]],
+    batch_size: int,
+    max_new_tokens: int,
+) -> list[str]:
+    """Answer prompts greedily, in one batch of constant size: a short one is filled with its last prompt."""
+    import torch
+
+    ids = [
+        tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        for each in prompts
+    ]
+    width = _bucket(max(map(len, ids)))
+    filled = ids + [ids[-1]] * (batch_size - len(ids))
+    padded = torch.tensor(
+        [[tokenizer.pad_token_id] * (width - len(each)) + each for each in filled], device=model.device
+    )
+    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in filled], device=model.device)
+    with torch.inference_mode():
+        out = model.generate(padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False)
+    return [tokenizer.decode(each[width:], skip_special_tokens=True) for each in out[: len(ids)].cpu()]
+
+
+def mean_losses(
+    model: "PreTrainedModel", pad: int, rows: list[tuple[list[int], list[int]]], batch_size: int
+) -> list[tuple[float, int]]:
+    """Score (ids, mask) rows: mean nats per masked token, and the number of those tokens."""
+    import torch
+
+    width = _bucket(max(len(ids) for ids, _ in rows))
+    filled = rows + [rows[-1]] * (batch_size - len(rows))
+    ids = torch.tensor([each + [pad] * (width - len(each)) for each, _ in filled], device=model.device)
+    seen = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each, _ in filled], device=model.device)
+    learned = torch.tensor([mask[1:] + [0] * (width - len(mask)) for _, mask in filled], device=model.device)
+    with torch.inference_mode():
+        logits = model(ids, attention_mask=seen).logits[:, :-1].float()
+        nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    sums, counts = (nats * learned).sum(1).tolist(), learned.sum(1).tolist()
+    return [(total / max(count, 1), count) for total, count in zip(sums, counts, strict=True)][: len(rows)]
+
+
+@lru_cache(maxsize=1)
+def open_model(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Open a model of the store for asking, once per process, on the device that the settings name."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    device = settings().device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _prompt(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in turn.items() if key != "learn"} for turn in turns[:-1]]
+
+
+def _bucket(length: int) -> int:
+    return -(-length // BUCKET) * BUCKET
