@@ -62,7 +62,9 @@ def pretrained(work: Work, parameters: PretrainedParameters) -> Measures:
 def settle(files: list[Path], parameters: PretrainedParameters, out: Path, on_step: OnStep) -> Measures:
     """Open a model with its tokenizer, prepare both for the template, and write them to `out`."""
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     with TemporaryDirectory(dir=out.parent) as converted:
         folder = from_gguf(files[0], Path(converted)) if files[0].suffix == ".gguf" else files[0].parent
         own = AutoTokenizer.from_pretrained(folder, local_files_only=True)
