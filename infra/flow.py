@@ -147,14 +147,12 @@ def _run_with_prefect(flow: Flow, parameters: BaseModel, current: Run) -> Built:
 
 
 def prepare_prefect() -> None:
-    """Set Prefect's environment before it is imported: quiet, no telemetry, a patient ephemeral server.
+    """Set Prefect's environment before it is imported: quiet, with a patient ephemeral server.
 
     Without a configured server, the database is migrated first: on a fresh one the ephemeral server would
     otherwise exceed its start-up limit (20 s by default).
     """
     defaults = {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

@@ -18,8 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.artifact import read_parquet
 from data.contracts import failed_schema
 from data.errors import BadInput
+from infra import NO_TELEMETRY
 from infra.failpoint import failpoint
 from infra.progress import progress
 from infra.settings import settings
@@ -28,6 +30,7 @@ Tables = dict[str, pa.Table]
 ShardFunction = Callable[[Any], Tables]
 
 TRANSIENT = "transient"
+ACCEPTED = ".accepted"
 ROOMS = ("flows", "tasks", "infra", "data")
 
 
@@ -40,7 +43,15 @@ def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd", compression_level=1, row_group_size=10_000)
 
 
-def map_shards(function: ShardFunction, payloads: Iterable[Any], folder: Path, total: int | None = None) -> list[Path]:
+def map_shards(
+    function: ShardFunction,
+    payloads: Iterable[Any],
+    folder: Path,
+    *,
+    total: int | None = None,
+    what: str = "shards",
+    gpus: float = 0,
+) -> list[Path]:
     """Run `function(payload)` for every payload and return the folders of their tables, in order.
 
     Args:
@@ -49,14 +60,16 @@ def map_shards(function: ShardFunction, payloads: Iterable[Any], folder: Path, t
         payloads: small descriptions of the shards, in order; may be lazy.
         folder: where finished shards stand; those already there are not run again.
         total: number of payloads, if known, for the progress bar.
+        what: the bar's label.
+        gpus: GPUs that one shard takes on Ray; without them, Ray hides every GPU from it.
 
     Raises:
         Unfinished: rows failed transiently; everything else is kept for the next run.
         BadInput: whatever bad input the function found.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for partial in folder.glob("*.partial*"):
-        shutil.rmtree(partial)
+    for rest in (*folder.glob("*.partial*"), *folder.glob(f"*{ACCEPTED}")):
+        shutil.rmtree(rest)
     targets: list[Path] = []
 
     def pending() -> Iterator[tuple[Any, Path]]:
@@ -66,22 +79,22 @@ def map_shards(function: ShardFunction, payloads: Iterable[Any], folder: Path, t
                 yield payload, targets[-1]
 
     waiting: list[Path] = []
-    with progress(folder.name) as advance:
-        for done, (target, finished) in enumerate(_run(function, pending())):
+    with progress(what) as advance:
+        for done, (target, finished) in enumerate(_run(function, pending(), gpus)):
             advance(len(targets) if total is None else done + 1, total)
             if not finished:
                 waiting.append(target)
     if waiting:
-        _settle(waiting, succeeded=len(waiting) < len(targets))
-    return targets
+        _settle(waiting, succeeded=len(waiting) < len(targets) or any(map(_answered, waiting)))
+    return [target if target.exists() else target.with_suffix(ACCEPTED) for target in targets]
 
 
 def read_shard(shard: Path, table: str) -> pa.Table:
     """Read one table of a finished shard."""
-    return pq.read_table(shard / f"{table}.parquet").replace_schema_metadata()
+    return read_parquet(shard / f"{table}.parquet").replace_schema_metadata()
 
 
-def _run(function: ShardFunction, pending: Iterator[tuple[Any, Path]]) -> Iterator[tuple[Path, bool]]:
+def _run(function: ShardFunction, pending: Iterator[tuple[Any, Path]], gpus: float) -> Iterator[tuple[Path, bool]]:
     """Yield (target, finished) as shards come in: first here, then on Ray if it takes long and workers are many."""
     options = settings()
     parallel = options.workers > 1 or options.ray_address is not None
@@ -94,7 +107,7 @@ def _run(function: ShardFunction, pending: Iterator[tuple[Any, Path]]) -> Iterat
             yield target, _run_shard(function, payload, target)
     first = next(pending, None)
     if first is not None:
-        yield from _run_on_ray(function, itertools.chain([first], pending), options.workers)
+        yield from _run_on_ray(function, itertools.chain([first], pending), options.workers, gpus)
 
 
 def _run_shard(function: ShardFunction, payload: Any, target: Path) -> bool:
@@ -119,7 +132,8 @@ def _run_shard(function: ShardFunction, payload: Any, target: Path) -> bool:
 def _settle(waiting: list[Path], succeeded: bool) -> None:
     """Count the tries of rows that failed for now; those tried often enough, or accepted, become failures.
 
-    A row counts as tried only when others succeeded: if everything fails, the fault is not the row's.
+    A row counts as tried only when others succeeded: if everything fails, the fault is not the row's. A shard with
+    accepted failures is used once under another name: it is not finished, and the next run tries its rows again.
     """
     options = settings()
     open_rows, last = 0, ""
@@ -139,7 +153,7 @@ def _settle(waiting: list[Path], succeeded: bool) -> None:
         failed = pa.concat_tables(read_shard(folder, name).cast(failed_schema()) for name in parts)
         write_table(failed, folder / "failed.parquet")
         (folder / f"{TRANSIENT}.parquet").unlink()
-        folder.rename(target)
+        folder.rename(target.with_suffix(ACCEPTED) if left else target)
     if open_rows:
         raise Unfinished(
             f"{open_rows} rows failed for now, the last with: {last}\n"
@@ -148,17 +162,24 @@ def _settle(waiting: list[Path], succeeded: bool) -> None:
         )
 
 
+def _answered(target: Path) -> bool:
+    """Say whether some rows of a waiting shard succeeded."""
+    tables = target.with_suffix(".waiting").glob("*.parquet")
+    files = [pq.ParquetFile(file) for file in tables if file.stem not in ("failed", TRANSIENT)]
+    return any(file.metadata.num_rows and "row_id" in file.schema_arrow.names for file in files)
+
+
 # ---- Ray -------------------------------------------------------------------------------------------------
 
 
 def _run_on_ray(
-    function: ShardFunction, pending: Iterator[tuple[Any, Path]], workers: int
+    function: ShardFunction, pending: Iterator[tuple[Any, Path]], workers: int, gpus: float
 ) -> Iterator[tuple[Path, bool]]:
     """Run shards as Ray tasks, at most two per worker in flight; a lost worker's shard is retried by Ray."""
     import ray
 
     start_ray(workers)
-    remote = ray.remote(num_cpus=1, max_retries=settings().max_attempts - 1)(_run_shard_quietly)
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=settings().max_attempts - 1)(_run_shard_quietly)
     code = ray.put(function)
     flying: dict[Any, Path] = {}
     try:
@@ -196,7 +217,6 @@ def start_ray(workers: int) -> None:
 
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = settings().ray_address
     root = Path(__file__).resolve().parents[1]
     ray.init(
@@ -208,7 +228,7 @@ def start_ray(workers: int) -> None:
         runtime_env={
             "py_modules": [str(root / room) for room in ROOMS],
             "excludes": ["**/__pycache__"],
-            "env_vars": {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+            "env_vars": {"OMP_NUM_THREADS": "1", **NO_TELEMETRY},
         },
     )
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from data.artifact import FILES, Artifact
+from data.artifact import FILES, Artifact, read_parquet
 from data.conservation import Balance, conserve
 from data.contracts import contract_of, dropped_schema, edges_schema, failed_schema
 from data.fingerprint import (
@@ -54,6 +54,9 @@ Rows = Annotated[Artifact, "rows"]  # conserved: each of its rows must be kept, 
 Reference = Annotated[Artifact, "reference"]  # in the key and the record, its rows not counted
 References = Annotated[list[Artifact], "reference"]
 Records = Annotated[list[Artifact], "record"]  # read for what they say of themselves: any change of key counts
+
+# In the key of what was published without the rows that still failed for now; what lost none has its usual key.
+ACCEPTING = {"accept_failed": True}
 
 _SHARD = re.compile(r"(.+)-\d{5}\.parquet\Z")
 
@@ -119,27 +122,26 @@ class Stage(Generic[P]):
         _, parameters, *_ = bound.arguments.values()
         inputs = dict(list(bound.arguments.items())[2:])
         run = current_run.get() or Run("none", current_store())
-        step = self._plan(run, parameters, inputs)
-        if step.state == "to run" and not run.planning:
-            step = run.perform(self.name, lambda: self._make(run, parameters, inputs, step.why))
+        step = self._step(run, parameters, inputs)
         run.steps.append(step)
         run.tell(step)
         return step.artifact
 
-    # ---- planning ----
-
-    def _plan(self, run: Run, parameters: BaseModel, inputs: dict[str, Any]) -> Step:
-        pending = [str(each.stage) for each in _flat(inputs) if isinstance(each, Pending)]
+    def _step(self, run: Run, parameters: BaseModel, inputs: dict[str, Any]) -> Step:
+        pending = [each.stage for each in _flat(inputs) if isinstance(each, Pending)]
         if pending:
             why = [f"depends on {', '.join(dict.fromkeys(pending))}"]
             return Step(self.name, None, "depends", why, Pending(self.name, "", Path()))
         key = self._key(parameters, inputs)
         fingerprint = fingerprint_of(key)
-        found = run.store.find(self.name, fingerprint)
+        found = self._find(run.store, key)
         if found:
-            return Step(self.name, fingerprint, "cached", [], found, record=found.record)
-        missing = Pending(self.name, fingerprint, run.store.folder(self.name, fingerprint))
-        return Step(self.name, fingerprint, "to run", why_not_cached(run.store, key), missing)
+            return Step(self.name, found.fingerprint, "cached", [], found, record=found.record)
+        why = why_not_cached(run.store, key)
+        if run.planning:
+            missing = Pending(self.name, fingerprint, run.store.folder(self.name, fingerprint))
+            return Step(self.name, fingerprint, "to run", why, missing)
+        return run.perform(self.name, lambda: self._make(run, key, parameters, inputs, why))
 
     def _key(self, parameters: BaseModel, inputs: dict[str, Any]) -> dict[str, Any]:
         kinds = self.kinds()
@@ -148,8 +150,13 @@ class Stage(Generic[P]):
             each = [_identity(artifact, kinds[name]) for artifact in _flat({name: value})]
             digests[name] = each if isinstance(value, list) else each[0]
         reads = self.reads(parameters) if self.reads else {}
-        key = stage_key(self.name, self.body.__module__, parameters, digests, reads)
-        return {**key, "accept_failed": True} if settings().accept_failed else key
+        return stage_key(self.name, self.body.__module__, parameters, digests, reads)
+
+    def _find(self, store: Store, key: dict[str, Any]) -> Artifact | None:
+        """Find what the key made; where failures are accepted, also what was published without the failed rows."""
+        keys = [key, key | ACCEPTING] if settings().accept_failed else [key]
+        found = (store.find(self.name, fingerprint_of(each)) for each in keys)
+        return next((artifact for artifact in found if artifact), None)
 
     def kinds(self) -> dict[str, str]:
         """How each input is read: {argument: rows, reference or record}."""
@@ -158,20 +165,23 @@ class Stage(Generic[P]):
 
     # ---- making ----
 
-    def _make(self, run: Run, parameters: BaseModel, inputs: dict[str, Any], why: list[str]) -> Step:
-        key = self._key(parameters, inputs)
+    def _make(
+        self, run: Run, key: dict[str, Any], parameters: BaseModel, inputs: dict[str, Any], why: list[str]
+    ) -> Step:
         fingerprint = fingerprint_of(key)
         began = time.time()
 
         def waiting(holder: str) -> None:
-            say(f"  {self.name}: waiting for {holder}, which is making the same thing")
+            from rich.markup import escape
+
+            say(f"  {self.name}: waiting for {escape(holder)}, which is making the same thing")
 
         with run.store.lease(self.name, fingerprint, run.identity, waiting) as folder:
-            found = run.store.find(self.name, fingerprint)
+            found = self._find(run.store, key)
             if found:
                 return Step(
                     self.name,
-                    fingerprint,
+                    found.fingerprint,
                     "cached",
                     ["made meanwhile by another run"],
                     found,
@@ -180,6 +190,9 @@ class Stage(Generic[P]):
             work = Work(folder)
             work.begin()
             measures = self.body(work, parameters, *inputs.values()) or {}
+            if work.accepted:
+                key = key | ACCEPTING
+                fingerprint = fingerprint_of(key)
             record = self._record(work.out, key, inputs, measures)
             write_json(work.out / "record.json", record)
             seconds = time.time() - began
@@ -219,7 +232,7 @@ class Stage(Generic[P]):
         tables = [name for name, each in outputs.items() if each.get("contract")]
         went = {name: _column(Artifact("", "", out, name).batches(["row_id"]), "row_id") for name in tables}
         edges, dropped, failed = (
-            pq.read_table(out / f"{name}.parquet") if (out / f"{name}.parquet").exists() else schema.empty_table()
+            read_parquet(out / f"{name}.parquet") if (out / f"{name}.parquet").exists() else schema.empty_table()
             for name, schema in (
                 ("edges", edges_schema()),
                 ("dropped", dropped_schema()),

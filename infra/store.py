@@ -18,7 +18,7 @@ import shutil
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -191,8 +191,9 @@ def _lock(path: Path, waiting: Callable[[str], None]) -> TextIO:
             waiting(file.read() or "another process")
             fcntl.flock(file, fcntl.LOCK_EX)
         # The holder before us unlinks its lease: only a lock on the file that the name still means counts.
-        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-            return file
+        with suppress(FileNotFoundError):
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                return file
         file.close()
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from data.artifact import ROWS, SHARD_ROWS, Artifact
 from data.contracts import dropped_schema, edges_schema, failed_schema
-from infra.shards import ShardFunction, map_shards, read_shard, write_table
+from infra.shards import ACCEPTED, ShardFunction, map_shards, read_shard, write_table
 
 LEDGERS = {"edges": edges_schema, "dropped": dropped_schema, "failed": failed_schema}
 
@@ -44,6 +44,11 @@ class Work:
         """The folder that will be published: fill it with files whose names follow data/artifact.py."""
         return self.folder / "out"
 
+    @property
+    def accepted(self) -> bool:
+        """Whether rows that failed for now were accepted as failures."""
+        return any(self.folder.glob(f"*/*{ACCEPTED}"))
+
     def begin(self) -> None:
         """Empty the output folder: it is made anew from the finished shards."""
         shutil.rmtree(self.out, ignore_errors=True)
@@ -53,10 +58,11 @@ class Work:
         """Cut a table into shards of `size` rows, by position alone."""
         return [Slice(rows, start, min(start + size, rows.rows)) for start in range(0, rows.rows, size)]
 
-    def map(self, function: ShardFunction, payloads: Iterable[Any], name: str = ROWS) -> list[Path]:
+    def map(self, function: ShardFunction, payloads: Iterable[Any], name: str = ROWS, gpus: float = 0) -> list[Path]:
         """Run a function over shards (see `map_shards`); finished ones are not run again."""
         total = len(payloads) if isinstance(payloads, list) else None
-        return map_shards(function, payloads, self.folder / name, total)
+        stage = self.folder.name.partition("-")[0]
+        return map_shards(function, payloads, self.folder / name, total=total, what=stage, gpus=gpus)
 
     def keep(self, shards: list[Path], *tables: str) -> None:
         """Publish the tables of finished shards: tables of rows as numbered files, ledgers in one file each."""

@@ -50,7 +50,7 @@ def compare(work: Work, parameters: CompareParameters, base: Reference, trained:
     Output `comparison`: one line per model and metric, with the difference to the base (none for the base).
 
     Raises:
-        BadInput: the evaluations asked different rows, or the names do not fit.
+        BadInput: the evaluations asked different rows, or the names or `pooled` do not fit.
     """
     names = parameters.names or tuple(
         f"trained {n}" if len(trained) > 1 else "trained" for n in range(1, len(trained) + 1)
@@ -58,6 +58,9 @@ def compare(work: Work, parameters: CompareParameters, base: Reference, trained:
     if len(names) != len(trained) or len(set(names) | {"base"}) != len(names) + 1:
         found = f"names {', '.join(names)} for {len(trained)} trained models"
         raise BadInput(found, "one name for each, none of them 'base'", "set compare.names")
+    if parameters.pooled > len(trained):
+        found = f"pooled = {parameters.pooled}, with {len(trained)} trained models"
+        raise BadInput(found, "at most the number of trained models", "set compare.pooled")
     tables = {
         name: pq.read_table(each.path / "scores.parquet")
         for name, each in zip(("base", *names), (base, *trained), strict=True)

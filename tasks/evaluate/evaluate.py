@@ -5,6 +5,7 @@ The verifier is stated: `answer_pattern` takes the answer out of a text (its fir
 is wrong.
 """
 
+import json
 import re
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import Field, field_validator
 from data.artifact import Artifact
 from data.contracts import ID
 from data.errors import BadInput
-from infra.settings import settings
+from infra.devices import torch_device
 from infra.shards import Tables, read_shard
 from infra.stage import Measures, Parameters, Reference, stage
 from infra.work import Work
@@ -74,20 +75,24 @@ def evaluate(work: Work, parameters: EvaluateParameters, rows: Reference, model:
     """Score one model on held-out rows; output `scores`, one line per row that was asked.
 
     Raises:
-        BadInput: no row is left to ask.
+        BadInput: no row is left to ask, or the rows have no such group column.
     """
+    if parameters.group_column and parameters.group_column not in rows.schema.names:
+        raise BadInput(f"no column {parameters.group_column!r}; the rows have {', '.join(rows.schema.names)}",
+                       "a column to group by", "keep it when the rows are loaded, or correct group_column")  # fmt: skip
     asked = lowest(rows.read(["row_id"]), parameters.rows)
     batches = [asked[start : start + parameters.batch_size] for start in range(0, len(asked), parameters.batch_size)]
-    shards = work.map(partial(score_rows, parameters, rows, model.path), batches, "scores")
+    gpus = 1 if torch_device() == "cuda" else 0
+    shards = work.map(partial(score_rows, parameters, rows, model.path), batches, "scores", gpus)
     scores = pa.concat_tables([SCORES.empty_table(), *(read_shard(shard, "scores") for shard in shards)])
     if not len(scores):
-        raise BadInput(f"{rows.rows} held-out rows, none within max_length = {parameters.max_length} tokens",
-                       "at least one row to ask", "hold out more rows or raise max_length")  # fmt: skip
+        found = f"{rows.rows} held-out rows, none with a question and an answer within {parameters.max_length} tokens"
+        raise BadInput(found, "at least one row to ask", "hold out more rows or raise max_length")
     work.write_single(scores, "scores")
     loss, tokens = (scores[name].to_numpy() for name in ("loss", "tokens"))
     return {
         "rows_asked": float(len(scores)),
-        "rows_too_long": float(len(asked) - len(scores)),
+        "rows_not_asked": float(len(asked) - len(scores)),
         "loss": float(np.average(loss, weights=tokens)),
         "exact_match": float(pc.mean(scores["correct"].cast(pa.float64())).as_py()),
     }
@@ -100,27 +105,33 @@ def lowest(table: pa.Table, count: int | None) -> list[int]:
 
 
 def score_rows(parameters: EvaluateParameters, rows: Artifact, model: Path, positions: list[int]) -> Tables:
-    """Score one batch of rows; rows that are too long are left out."""
+    """Score one batch of rows; rows that are too long, or without a question and an answer, are left out."""
     table = rows.slice(positions[0], positions[-1] + 1).take([position - positions[0] for position in positions])
     network, tokenizer = open_model(model)
-    turns = [as_messages(row) for row in table.to_pylist()]
-    encoded = [encode(tokenizer, each, None, 1 << 30) for each in turns]
-    fits = [at for at, (ids, _) in enumerate(encoded) if len(ids) <= parameters.max_length]
+    lines = table.to_pylist()
+    turns = [as_messages(line) for line in lines]
+    encoded = [encode(tokenizer, each, line.get("tools"), 1 << 30) for each, line in zip(turns, lines, strict=True)]
+    fits = [
+        at
+        for at, (ids, _) in enumerate(encoded)
+        if len(ids) <= parameters.max_length and len(turns[at]) > 1 and turns[at][-1]["role"] == "assistant"
+    ]
     if not fits:
         return {"scores": SCORES.empty_table()}
-    prompts = [_prompt(turns[at]) for at in fits]
+    prompts = [prompt_ids(tokenizer, turns[at][:-1], lines[at].get("tools")) for at in fits]
     answers = generate(network, tokenizer, prompts, parameters.batch_size, parameters.max_new_tokens)
     losses = mean_losses(network, tokenizer.pad_token_id, [encoded[at] for at in fits], parameters.batch_size)
-    groups = table[parameters.group_column].to_pylist() if parameters.group_column else [None] * len(table)
-    lines = []
-    for at, prompt, answer, (loss, tokens) in zip(fits, prompts, answers, losses, strict=True):
+    scores = []
+    for at, answer, (loss, tokens) in zip(fits, answers, losses, strict=True):
         reference = turns[at][-1]["content"]
+        if reference is None:  # a call of tools: what the template makes of it
+            reference = tokenizer.decode(last_stretch(*encoded[at]), skip_special_tokens=True)
         right = extract(parameters, answer)
-        lines.append(
+        scores.append(
             {
-                "row_id": table["row_id"][at].as_py(),
-                "group": groups[at],
-                "prompt": prompt[-1]["content"],
+                "row_id": lines[at]["row_id"],
+                "group": lines[at][parameters.group_column] if parameters.group_column else None,
+                "prompt": turns[at][-2]["content"] or "",
                 "reference": reference,
                 "answer": answer,
                 "correct": right is not None and right == extract(parameters, reference),
@@ -128,7 +139,26 @@ def score_rows(parameters: EvaluateParameters, rows: Artifact, model: Path, posi
                 "tokens": tokens,
             }
         )
-    return {"scores": pa.Table.from_pylist(lines, schema=SCORES)}
+    return {"scores": pa.Table.from_pylist(scores, schema=SCORES)}
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, Any]], tools: str | None) -> list[int]:
+    """Encode the turns before an answer, up to where the assistant begins to write."""
+    asked = [{name: value for name, value in turn.items() if value is not None and name != "learn"} for turn in turns]
+    for turn in asked:
+        if "tool_calls" in turn:
+            turn["tool_calls"] = json.loads(turn["tool_calls"])
+    encoded = tokenizer.apply_chat_template(
+        asked, tools=json.loads(tools) if tools else None, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return list(encoded["input_ids"])
+
+
+def last_stretch(ids: list[int], mask: list[int]) -> list[int]:
+    """Cut out the last run of tokens whose mask is 1."""
+    end = len(mask) - mask[::-1].index(1)
+    start = next((at + 1 for at in range(end - 1, -1, -1) if not mask[at]), 0)
+    return ids[start:end]
 
 
 def extract(parameters: EvaluateParameters, text: str) -> str | None:
@@ -143,26 +173,22 @@ def extract(parameters: EvaluateParameters, text: str) -> str | None:
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[list[dict[str, Any]]],
+    prompts: list[list[int]],
     batch_size: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """Answer prompts greedily, in one batch of constant size: a short one is filled with its last prompt."""
+    """Answer encoded prompts greedily, in one batch of constant size: a short one is filled with its last prompt."""
     import torch
 
-    ids = [
-        tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
-        for each in prompts
-    ]
-    width = _bucket(max(map(len, ids)))
-    filled = ids + [ids[-1]] * (batch_size - len(ids))
+    width = _bucket(max(map(len, prompts)))
+    filled = prompts + [prompts[-1]] * (batch_size - len(prompts))
     padded = torch.tensor(
         [[tokenizer.pad_token_id] * (width - len(each)) + each for each in filled], device=model.device
     )
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in filled], device=model.device)
     with torch.inference_mode():
         out = model.generate(padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False)
-    return [tokenizer.decode(each[width:], skip_special_tokens=True) for each in out[: len(ids)].cpu()]
+    return [tokenizer.decode(each[width:], skip_special_tokens=True) for each in out[: len(prompts)].cpu()]
 
 
 def mean_losses(
@@ -191,16 +217,10 @@ def open_model(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBas
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device = settings().device
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def _prompt(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in turn.items() if key != "learn"} for turn in turns[:-1]]
+    return model.to(torch_device()).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _bucket(length: int) -> int:

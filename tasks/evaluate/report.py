@@ -14,7 +14,7 @@ from pydantic import Field
 
 from data.artifact import ROWS, Artifact
 from data.contracts import contract_of
-from data.fingerprint import seed_for
+from data.fingerprint import files_digest, seed_for
 from infra.stage import Measures, Parameters, Records, Reference, References, stage
 from infra.work import Work
 from tasks.evaluate.render import render
@@ -64,7 +64,7 @@ def collect(
     return {
         "title": parameters.title,
         "flow": " → ".join(dict.fromkeys(each.stage for each in made)),
-        "headline": headline(dataset, made, compared),
+        "headline": headline(dataset, made, compared, _level(comparison)),
         "stages": [stage_facts(each, models.get(each.digest)) for each in made],
         "losses": [history(each, models[each.digest]) for each in made if (each.path / "history.parquet").exists()],
         "comparison": comparison_facts(compared, comparison),
@@ -77,7 +77,9 @@ def collect(
     }
 
 
-def headline(dataset: Artifact, made: list[Artifact], compared: list[dict[str, Any]]) -> list[dict[str, str]]:
+def headline(
+    dataset: Artifact, made: list[Artifact], compared: list[dict[str, Any]], level: float
+) -> list[dict[str, str]]:
     """State the few facts that matter most."""
     loaded = sum(
         each.record["measures"]["rows_created"] + each.record["measures"]["rows_failed"]
@@ -92,7 +94,7 @@ def headline(dataset: Artifact, made: list[Artifact], compared: list[dict[str, A
             {"label": f"exact match, {line['model']}", "value": f"{line['value']:.1%}"},
             {"label": "gain over base", "value": f"{100 * line['difference']:+.1f} points"},
             {
-                "label": "95 % interval",
+                "label": f"{100 * level:g} % interval",
                 "value": f"{100 * line['difference_low']:+.1f} to {100 * line['difference_high']:+.1f}",
             },
         ]
@@ -222,13 +224,17 @@ def comparison_facts(compared: list[dict[str, Any]], comparison: Artifact) -> di
                 "exact_match_high": line["high"],
                 "difference": difference,
             }
-    level = comparison.record["key"]["parameters"]["level"]
     return {
         "metric": "exact match",
         "rows": compared[0]["rows"],
-        "level": level,
+        "level": _level(comparison),
         "models": list(models.values()),
     }
+
+
+def _level(comparison: Artifact) -> float:
+    level: float = comparison.record["key"]["parameters"]["level"]
+    return level
 
 
 def by_group(scores: dict[str, pa.Table]) -> list[dict[str, Any]]:
@@ -337,7 +343,8 @@ def provenance(dataset: Artifact, made: list[Artifact], models: dict[str, str]) 
             for line in (
                 table.group_by(["source", "licence"]).aggregate([([], "count_all")]).sort_by("source").to_pylist()
             ):
-                digest = next(iter(artifact.record["key"]["reads"][line["source"]].values()))
+                reads = artifact.record["key"]["reads"][line["source"]]
+                digest = reads.get("revision") or (files_digest(reads) if len(reads) > 1 else next(iter(reads.values())))
                 sources.append(
                     {
                         "name": line["source"],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import BadInput
+from infra.devices import torch_device
 from tasks.train.chat import prepare_tokenizer, template_text
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def load_model(base: Path, tokenizer: PreTrainedTokenizerBase, seed: int, dtype:
     Raises:
         BadInput: the folder holds no model.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
     _want_model(base)
@@ -56,7 +56,7 @@ def load_model(base: Path, tokenizer: PreTrainedTokenizerBase, seed: int, dtype:
         base,
         config=config,
         dtype=dtype,
-        attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+        attn_implementation="sdpa" if torch_device() == "cuda" else "eager",
         use_safetensors=True,
         local_files_only=True,
     )

@@ -14,7 +14,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from tasks.train.sft_trainer import HISTORY, SftOptions, train, with_labels
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -28,7 +27,9 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from data.errors import BadInput
 from tasks.train.chat import encode, prepare_tokenizer, template_text
-from tasks.train.checkpoints import load_model, load_tokenizer, newest_checkpoint
+from tasks.train.checkpoints import newest_checkpoint
+from tasks.train.models import load_model, load_tokenizer, write_model
+from tasks.train.sft import HISTORY, SftParameters, tokenise, train, with_labels
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -50,16 +51,19 @@ def write_base(folder: Path, tokenizer: PreTrainedTokenizerFast, **config: objec
     }
     torch.manual_seed(0)
     config = shape | ids | {"tie_word_embeddings": True, "attention_dropout": 0.2} | config
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **config)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    raw = folder / "raw"
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **config)).save_pretrained(raw)
+    tokenizer.save_pretrained(raw)
+    prepared = load_tokenizer(raw, template())  # as the stage `pretrained` does
+    write_model(load_model(raw, prepared, seed=0), prepared, folder / "base")
+    return folder / "base"
 
 
 def template() -> str:
     return template_text("chatml", byte_tokenizer())
 
 
-def options(**changes: object) -> SftOptions:
+def options(**changes: object) -> SftParameters:
     small = {
         "batch_size": 4,
         "micro_batch_size": 2,
@@ -67,7 +71,7 @@ def options(**changes: object) -> SftOptions:
         "learning_rate": 1e-2,
         "checkpoint_every": 1,
     }
-    return SftOptions(template=template(), threads=1, **(small | changes))
+    return SftParameters(threads=1, **(small | changes))
 
 
 @pytest.fixture(scope="module")
@@ -216,9 +220,9 @@ KILLED = """
 import sys
 from pathlib import Path
 import pyarrow.parquet as pq
-from tasks.train.sft_trainer import SftOptions, train
+from tasks.train.sft import SftParameters, train
 base, work = map(Path, sys.argv[1:3])
-settings = SftOptions.model_validate_json(sys.argv[3])
+settings = SftParameters.model_validate_json(sys.argv[3])
 train(base, pq.read_table(work / "rows.parquet"), work / "model", work / "checkpoints", settings)
 """
 
@@ -312,6 +316,19 @@ def test_a_loss_that_is_no_number_ends_the_training_before_its_checkpoint(
     assert not (tmp_path / "model").exists()
 
 
+def test_rows_cut_down_to_nothing_are_dropped_with_the_reason(base: Path) -> None:
+    ids = [bytes([n]) * 16 for n in range(3)]
+    asked = ["short", "long " * 20, "short"]
+    rows = pa.table(
+        {"row_id": pa.array(ids, pa.uuid()), "prompt": asked, "completion": ["yes", "no", "a long answer " * 20]}
+    )
+    tokens, dropped, cut = tokenise(rows, load_tokenizer(base), 64)
+    assert [each.bytes for each in dropped["row_id"].to_pylist()] == [ids[1]]
+    assert dropped["reason"].to_pylist() == ["nothing to learn within max_length"]
+    assert (len(tokens), cut) == (2, 2)
+    assert max(map(len, tokens["input_ids"].to_pylist())) == 64
+
+
 def test_labels_stand_on_the_mask_alone_in_slices_too() -> None:
     encoded = [([5, 6, 7], [0, 1, 1]), ([1, 2], [0, 1]), ([3, 4, 5, 6], [0, 0, 1, 0])]
     whole = pa.concat_tables([table_of(encoded[:1]), table_of(encoded[1:])])
@@ -349,7 +366,7 @@ def test_a_micro_batch_divides_the_batch() -> None:
 
 
 def test_the_options_have_a_form() -> None:
-    fields = SftOptions.model_json_schema()["properties"]
+    fields = SftParameters.model_json_schema()["properties"]
     assert all(field.get("description") for field in fields.values())
     json.dumps(fields)
 

