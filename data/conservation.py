@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -55,11 +56,8 @@ def conserve(
     went = _distinct("an output", outputs)
     left = _distinct("dropped and failed", {"dropped": dropped, "failed": failed})
     parents, children = pc.unique(_storage(edges["parent"])), pc.unique(_storage(edges["child"]))
-    kept = _within(went, came)
-    created = _outside(went, came)
-    consumed = _outside(_within(came, parents), went)
-    if trains:
-        consumed = _outside(came, left)
+    kept, created = _split(went, came)
+    consumed = _outside(came, left) if trains else _outside(_within(came, parents), went)
     _nothing("is both kept and dropped or failed", _within(left, went))
     _nothing("is both consumed and dropped or failed", _within(left, consumed))
     _nothing("has parents that were not in the input", _outside(parents, came))
@@ -85,19 +83,31 @@ def _storage(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
 def _distinct(what: str, columns: Mapping[str, pa.Array]) -> pa.Array:
     arrays = [_storage(column) for column in columns.values()]
     whole = pa.concat_arrays(arrays) if arrays else pa.array([], pa.binary(16))
-    if len(pc.unique(whole)) != len(whole):
-        counts = pc.value_counts(whole)
-        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-        raise ConservationError(f"{len(twice)} row ids occur twice in {what} ({', '.join(columns)}): {_sample(twice)}")
+    # sorted, since hashing millions of ids takes ten times their memory
+    ordered = np.sort(np.frombuffer(whole.buffers()[1], "S16", len(whole), whole.offset * 16))
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if len(twice):
+        sample = _sample(pa.array(twice.view("V16").tolist(), pa.binary(16)))
+        raise ConservationError(f"{len(twice)} row ids occur twice in {what} ({', '.join(columns)}): {sample}")
     return whole
 
 
 def _within(ids: pa.Array, others: pa.Array) -> pa.Array:
-    return ids.filter(pc.is_in(ids, value_set=others))
+    return _split(ids, others)[0]
 
 
 def _outside(ids: pa.Array, others: pa.Array) -> pa.Array:
-    return ids.filter(pc.invert(pc.is_in(ids, value_set=others)))
+    return _split(ids, others)[1]
+
+
+def _split(ids: pa.Array, others: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Part ids into those among the others and those that are not; nothing is hashed where that is plain."""
+    if not len(ids) or not len(others):
+        return ids[:0], ids
+    if ids.equals(others):
+        return ids, ids[:0]
+    among = pc.is_in(ids, value_set=others)
+    return ids.filter(among), ids.filter(pc.invert(among))
 
 
 def _nothing(what: str, ids: pa.Array) -> None:

@@ -132,10 +132,8 @@ def code_digests(module: str) -> dict[str, dict[str, str]]:
         name = waiting.pop()
         if name in reached:
             continue
-        path = _source(name)
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        reached[name] = {**_definitions(tree), **_files_named(tree, path.parent)}
-        waiting += [each for each in _imports(tree, name) if each.partition(".")[0] in ROOMS and _is_module(each)]
+        reached[name], imports = _module(name)
+        waiting += [each for each in imports if each.partition(".")[0] in ROOMS and _is_module(each)]
     return dict(sorted(reached.items()))
 
 
@@ -144,13 +142,13 @@ def package_versions(modules: tuple[str, ...]) -> dict[str, str]:
     """Find major.minor of each distribution that the modules import: {distribution: "1.2"}."""
     names = set()
     for module in modules:
-        tree = ast.parse(_source(module).read_text(encoding="utf-8"))
-        names |= {each.partition(".")[0] for each in _imports(tree, module)}
+        names |= {each.partition(".")[0] for each in _module(module)[1]}
     ours = {"flows", "tasks", "infra", "data", "__future__", *sys.stdlib_module_names}
-    return {name: ".".join(_version(name).split(".")[:2]) for name in sorted(names - ours)}
+    return {name: ".".join(package_version(name).split(".")[:2]) for name in sorted(names - ours)}
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Find the version of the distribution that an import name belongs to; "0" if none is installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -159,9 +157,18 @@ def _version(package: str) -> str:
 
 
 @cache
+def _module(name: str) -> tuple[dict[str, str], set[str]]:
+    """Read a module once, for every stage that reaches it: digests of what it defines, and what it imports."""
+    path = _source(name)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imports = set(_imports(tree, name))
+    return {**_definitions(tree), **_files_named(tree, path.parent)}, imports
+
+
+@cache
 def _source(module: str) -> Path:
     loaded = sys.modules.get(module)
-    spec = loaded.__spec__ if loaded and loaded.__spec__ else importlib.util.find_spec(module)
+    spec = loaded.__spec__ if loaded else importlib.util.find_spec(module)
     origin = (spec.origin if spec else None) or getattr(loaded, "__file__", None)
     if not origin:
         raise TypeError(f"the module {module} has no source file, so its code cannot be digested")

@@ -8,8 +8,9 @@ Both digest a length-prefixed encoding of the values (docs/lineage.md spells it 
 bytes: those depend on chunking, on neighbours and on the version of their writer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b, sha256
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from data.contracts import ID, Contract
 
 Bounds = npt.NDArray[np.int64]
+Piece = tuple[pa.Buffer, Bounds]  # row i owns buffer[bounds[i]:bounds[i+1]]
 
 
 def content_ids(table: pa.Table, contract: Contract) -> pa.Array:
@@ -27,18 +29,9 @@ def content_ids(table: pa.Table, contract: Contract) -> pa.Array:
     The table holds at least the contract's columns, in the contract's types.
     """
     columns = table.select(contract.columns).cast(contract.schema).combine_chunks()
-    start = blake2b(contract.name.encode() + b"\0", digest_size=16)
-    pieces = [piece for column in columns.columns for piece in _pieces(_whole(column), np.arange(len(table) + 1))]
-    digests = bytearray()
-    slices = [
-        [buffer[a:b] for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
-        for buffer, bounds in pieces
-    ]
-    for row in zip(*slices, strict=True):
-        digest = start.copy()
-        digest.update(b"".join(row))
-        digests += digest.digest()
-    return ids_from_bytes(bytes(digests))
+    rows = np.arange(len(table) + 1)
+    encoded, bounds = _joined([piece for column in columns.columns for piece in _pieces(_whole(column), rows)])
+    return _hashed(contract.name.encode() + b"\0", (encoded[a:b] for a, b in pairwise(bounds.tolist())))
 
 
 def row_ids(source: str, contents: pa.Array, occurrences: dict[bytes, int]) -> pa.Array:
@@ -46,15 +39,14 @@ def row_ids(source: str, contents: pa.Array, occurrences: dict[bytes, int]) -> p
 
     Equal rows of one source get different ids, by their order; equal rows of two sources too.
     """
-    start = blake2b(b"row\0" + source.encode() + b"\0", digest_size=16)
-    digests = bytearray()
-    for content in contents.storage.to_pylist():
-        n = occurrences.get(content, 0)
-        occurrences[content] = n + 1
-        digest = start.copy()
-        digest.update(content + n.to_bytes(8, "little"))
-        digests += digest.digest()
-    return ids_from_bytes(bytes(digests))
+
+    def numbered() -> Iterator[bytes]:
+        for content in bytes_from_ids(contents):
+            n = occurrences.get(content, 0)
+            occurrences[content] = n + 1
+            yield content + n.to_bytes(8, "little")
+
+    return _hashed(b"row\0" + source.encode() + b"\0", numbered())
 
 
 def created_id(method: str, parents: Sequence[bytes], ordinal: int = 0) -> bytes:
@@ -70,6 +62,13 @@ def ids_from_bytes(raw: bytes) -> pa.Array:
     return pa.ExtensionArray.from_storage(ID, storage)
 
 
+def bytes_from_ids(ids: pa.Array) -> list[bytes]:
+    """Unwrap a uuid array without nulls: 16 bytes per id."""
+    values = ids.storage
+    unwrapped: list[bytes] = np.frombuffer(values.buffers()[1], "V16", len(values), values.offset * 16).tolist()
+    return unwrapped
+
+
 def table_digest(batches: Iterable[pa.Table]) -> str:
     """Digest a table logically: 64 hex digits over its rows in order, column by column, sorted by name.
 
@@ -82,8 +81,19 @@ def table_digest(batches: Iterable[pa.Table]) -> str:
         for name in batch.column_names:
             column = _whole(batch[name])
             columns.setdefault(name, _ColumnDigest(column.type)).update(column)
-    parts = [f"{name}:{digest.kind}:{digest.hexdigest()}" for name, digest in sorted(columns.items())]
+    parts = [f"{name}:{_type_name(digest.kind)}:{digest.hexdigest()}" for name, digest in sorted(columns.items())]
     return sha256("\n".join([f"rows:{rows}", *parts]).encode()).hexdigest()
+
+
+def _hashed(start: bytes, rows: Iterable[bytes | memoryview]) -> pa.Array:
+    """Digest each row after a common start: uuid array."""
+    begun = blake2b(start, digest_size=16)
+    digests = []
+    for row in rows:
+        digest = begun.copy()
+        digest.update(row)
+        digests.append(digest.digest())
+    return ids_from_bytes(b"".join(digests))
 
 
 class _ColumnDigest:
@@ -103,13 +113,33 @@ class _ColumnDigest:
         return sha256("".join(each.hexdigest() for each in self._hashes).encode()).hexdigest()  # type: ignore[attr-defined]
 
 
+def _type_name(kind: pa.DataType) -> str:
+    """Spell a type without what Arrow and Parquet call a list's elements (`item`, `element`) and nested nullability."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"{'large_' if pa.types.is_large_list(kind) else ''}list<{_type_name(kind.value_type)}>"
+    if pa.types.is_struct(kind):
+        return f"struct<{', '.join(f'{field.name}: {_type_name(field.type)}' for field in kind)}>"
+    return str(kind)
+
+
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     combined = column.combine_chunks()
     return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 
 
-def _pieces(column: pa.Array, bounds: Bounds) -> list[tuple[bytes, Bounds]]:
-    """Encode a column as byte strings, each with its bounds per row: row i owns `buffer[bounds[i]:bounds[i+1]]`.
+def _joined(pieces: Sequence[Piece]) -> tuple[memoryview, Bounds]:
+    """Join pieces row by row: one buffer, with its bounds per row."""
+    texts = [
+        pa.Array.from_buffers(pa.large_binary(), len(bounds) - 1, [None, pa.py_buffer(bounds), buffer])
+        for buffer, bounds in pieces
+    ]
+    whole = pc.binary_join_element_wise(*texts, pa.scalar(b"", pa.large_binary()))
+    _, bounds, buffer = whole.buffers()
+    return memoryview(buffer or b""), np.frombuffer(bounds, np.int64, len(whole) + 1)
+
+
+def _pieces(column: pa.Array, bounds: Bounds) -> list[Piece]:
+    """Encode a column as buffers, each with its bounds per row: row i owns `buffer[bounds[i]:bounds[i+1]]`.
 
     Fixed-width values: one validity byte, then the value (zero if null). Text, bytes and
     lists: an int32 length (-1 if null), then the data or the elements. Structs: validity, then their fields.
@@ -122,13 +152,13 @@ def _pieces(column: pa.Array, bounds: Bounds) -> list[tuple[bytes, Bounds]]:
     if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
         data = pc.fill_null(column, b"" if pa.types.is_binary(kind) else "").cast(pa.large_binary())
         offsets = np.frombuffer(data.buffers()[1], np.int64)[data.offset : data.offset + len(data) + 1]
-        text = (data.buffers()[2] or pa.py_buffer(b"")).to_pybytes()
+        text = data.buffers()[2] or pa.py_buffer(b"")
         return [_lengths(column, np.diff(offsets), bounds), (text, offsets[bounds])]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return [_lengths(column, lengths, bounds), *_pieces(pc.list_flatten(column), offsets[bounds])]
-    valid = column.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8).tobytes()
+    valid = pa.py_buffer(column.is_valid().to_numpy(zero_copy_only=False))
     if pa.types.is_struct(kind):
         fields = [pc.struct_field(column, [number]) for number in range(kind.num_fields)]
         return [(valid, bounds), *(piece for field in fields for piece in _pieces(field, bounds))]
@@ -136,15 +166,14 @@ def _pieces(column: pa.Array, bounds: Bounds) -> list[tuple[bytes, Bounds]]:
         return [(valid, bounds)]
     if pa.types.is_fixed_size_binary(kind):
         filled = pc.fill_null(column, b"\0" * kind.byte_width)
-        raw = filled.buffers()[1].to_pybytes()[filled.offset * kind.byte_width :]
-        return [(valid, bounds), (raw, bounds * kind.byte_width)]
+        return [(valid, bounds), (filled.buffers()[1], (bounds + filled.offset) * kind.byte_width)]
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         filled = pc.fill_null(column.cast(pa.uint8()) if pa.types.is_boolean(kind) else column, 0)
         values = filled.to_numpy(zero_copy_only=False)
-        return [(valid, bounds), (values.tobytes(), bounds * values.itemsize)]
+        return [(valid, bounds), (pa.py_buffer(values), bounds * values.itemsize)]
     raise TypeError(f"column type {kind} has no canonical form; use text, numbers, booleans, lists or structs")
 
 
-def _lengths(column: pa.Array, lengths: npt.NDArray[np.integer], bounds: Bounds) -> tuple[bytes, Bounds]:
+def _lengths(column: pa.Array, lengths: npt.NDArray[np.integer], bounds: Bounds) -> Piece:
     present = column.is_valid().to_numpy(zero_copy_only=False)
-    return np.where(present, lengths, -1).astype("<i4").tobytes(), bounds * 4
+    return pa.py_buffer(np.where(present, lengths, -1).astype("<i4")), bounds * 4

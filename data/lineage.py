@@ -84,30 +84,35 @@ LEDGERS = {
 def ledger(store: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open the views over everything that the store holds now, read-only.
 
+    A process that opens a second ledger inside a first reads the first one's snapshot.
+
     Raises:
         FileNotFoundError: there is no store at this path.
     """
-    index = refresh(store)
-    connection = duckdb.connect(str(index), read_only=True, config={"autoinstall_known_extensions": "false"})
-    try:
+    with _open(refresh(store), read_only=True) as connection:
         yield connection
-    finally:
-        connection.close()
+
+
+def _open(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    """Open a database, always with the same options: DuckDB refuses to open a file twice with different ones."""
+    return duckdb.connect(str(path), read_only=read_only, config={"autoinstall_known_extensions": "false"})
 
 
 def refresh(store: Path) -> Path:
     """Bring the index up to date with the store and return its path."""
     index, following = store / INDEX, store / ".lineage.next"
-    records = {path: sha256(path.read_bytes()).hexdigest() for path in sorted(store.glob("*/*/record.json"))}
-    runs = sorted(store.glob("runs/*.json"))
     with (store / ".lineage.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # Listed under the lock: an older list would take out what another process has just added.
+        records = {path: sha256(path.read_bytes()).hexdigest() for path in sorted(store.glob("*/*/record.json"))}
+        runs = sorted(store.glob("runs/*.json"))
         if index.exists() and _known(index) == (set(records.values()), {path.stem for path in runs}):
             return index
-        following.unlink(missing_ok=True)
+        for rest in store.glob(f"{following.name}*"):  # of a refresh that was killed; DuckDB would replay its log
+            rest.unlink()
         if index.exists():
             shutil.copyfile(index, following)
-        with duckdb.connect(str(following), config={"autoinstall_known_extensions": "false"}) as connection:
+        with _open(following, read_only=False) as connection:
             if not index.exists():
                 connection.execute(SCHEMA)
             _forget(connection, set(records.values()), {path.stem for path in runs})
@@ -124,7 +129,7 @@ def refresh(store: Path) -> Path:
 
 
 def _known(index: Path) -> tuple[set[str], set[str]]:
-    with duckdb.connect(str(index), read_only=True) as connection:
+    with _open(index, read_only=True) as connection:
         artifacts = {row[0] for row in connection.execute("SELECT record_digest FROM artifact").fetchall()}
         return artifacts, {row[0] for row in connection.execute("SELECT run FROM run").fetchall()}
 

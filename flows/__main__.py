@@ -89,13 +89,13 @@ def run(options: argparse.Namespace) -> int:
     from flows.recipe import find_recipe
     from flows.show import print_json, step_facts, tell_step
     from infra.flow import run as run_flow
-    from infra.settings import use_settings
+    from infra.settings import settings, use_settings
     from infra.store import current_store
 
     recipe = find_recipe(options.recipe)
     parameters = recipe.parameters(options.set)
     current_store().prepare()
-    with use_settings(accept_failed=options.accept_failed):
+    with use_settings(accept_failed=options.accept_failed or settings().accept_failed):
         done, built = run_flow(recipe.flow, parameters, recipe.name, tell_step)
     report_file = built.report.path / "report.html" if built.report else None
     paths = {
@@ -121,10 +121,10 @@ def plan(options: argparse.Namespace) -> int:
     from flows.recipe import find_recipe
     from flows.show import print_plan
     from infra.flow import plan as plan_flow
-    from infra.settings import use_settings
+    from infra.settings import settings, use_settings
 
     recipe = find_recipe(options.recipe)
-    with use_settings(accept_failed=options.accept_failed):
+    with use_settings(accept_failed=options.accept_failed or settings().accept_failed):
         print_plan(plan_flow(recipe.flow, recipe.parameters(options.set)), options.json)
     return 0
 
@@ -216,7 +216,7 @@ def trace(options: argparse.Namespace) -> int:
     from infra.store import current_store
 
     with _ledger() as connection:
-        rows = find_rows(connection, options.name) if "/" not in options.name else []
+        rows = find_rows(connection, options.name)
         if len(rows) == 1:
             found, level = [], [(0, rows[0])]
             while level:
@@ -271,15 +271,16 @@ def sql(options: argparse.Namespace) -> int:
 
     from flows.show import print_table
 
+    wanted = "one SQL statement over the views of docs/lineage.md"
     with _ledger() as connection:
         try:
             asked = connection.execute(options.query)
+            if asked is None:
+                raise BadInput("a query without a statement", wanted, "write one, for example: FROM artifact")
             columns = [column[0] for column in asked.description or []]
             print_table(columns, asked.fetchall(), options.json)
         except duckdb.Error as error:
-            raise BadInput(
-                str(error), "one SQL statement over the views of docs/lineage.md", "correct the query"
-            ) from None
+            raise BadInput(str(error), wanted, "correct the query") from None
     return 0
 
 

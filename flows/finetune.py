@@ -1,6 +1,8 @@
 """A pretrained model is fine-tuned on curated rows, and compared with what it was."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from infra.flow import Built, flow
 from infra.stage import Parameters
@@ -27,6 +29,11 @@ class FinetuneParameters(Parameters):
     evaluate: EvaluateParameters = Field(EvaluateParameters(), title="Evaluate")
     compare: CompareParameters = Field(CompareParameters(), title="Compare")
     report: ReportParameters = Field(ReportParameters(), title="Report")
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        self.compare.check(trained=1, alike=1)
+        return self
 
 
 @flow

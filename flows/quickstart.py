@@ -1,6 +1,8 @@
 """A small model learns a few verifiable tasks, from nothing, and proves it."""
 
-from pydantic import Field
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
 
 from infra.flow import Built, flow
 from infra.stage import Parameters
@@ -26,10 +28,17 @@ class QuickstartParameters(Parameters):
     shuffle: ShuffleParameters = Field(ShuffleParameters(), title="Shuffle (control)")
     scratch: ScratchParameters = Field(ScratchParameters(), title="Model from scratch")
     sft: SftParameters = Field(SftParameters(), title="Supervised fine-tuning")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Seeds of the training; one model for each.")
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**32 - 1)], ...] = Field(
+        (0, 1, 2), min_length=1, description="Seeds of the training; one model for each."
+    )
     evaluate: EvaluateParameters = Field(EvaluateParameters(), title="Evaluate")
     compare: CompareParameters = Field(CompareParameters(), title="Compare")
     report: ReportParameters = Field(ReportParameters(), title="Report")
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        self.compare.check(trained=len(self.seeds) + 1, alike=len(self.seeds))
+        return self
 
 
 @flow

@@ -14,6 +14,7 @@ import difflib
 import importlib
 import os
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,12 @@ class Recipe:
         try:
             return self.flow.parameters.model_validate(values)
         except ValidationError as error:
-            raise self._explain(error) from None
+            raise self._explain(error, changes) from None
 
-    def _explain(self, error: ValidationError) -> BadInput:
+    def _explain(self, error: ValidationError, changes: list[str]) -> BadInput:
         found, wanted = [], []
         for each in error.errors()[:5]:
-            place = ".".join(str(part) for part in each["loc"])
-            line = _line_of(self.tree, ("parameters", *each["loc"]))
-            where = f"{self.path.name}, line {line}: {place}" if line else f"{self.path.name}: {place}"
+            where = self._where(each["loc"], changes)
             if each["type"] == "extra_forbidden":
                 names = _fields_at(self.flow.parameters, each["loc"][:-1])
                 near = difflib.get_close_matches(str(each["loc"][-1]), names, 1)
@@ -89,13 +88,22 @@ class Recipe:
                 found.append(f"{where} is missing")
                 wanted.append("a value for it")
             else:
-                found.append(f"{where} = {each['input']!r}")
-                wanted.append(each["msg"])
-        return BadInput(
-            "; ".join(found),
-            "; ".join(wanted),
-            f"correct the recipe, or see `stillhouse recipes {self.name} --schema`",
-        )
+                found.append(f"{where} = {reprlib.repr(each['input'])}")
+                wanted.append(each["msg"].removeprefix("Value error, "))
+        name = self.name if self.path.parent == RECIPES else self.path
+        what = "--set" if found[0].startswith("--set") else "the recipe"
+        remedy = f"correct {what}, or see `stillhouse recipes {name} --schema`"
+        return BadInput("; ".join(found), "; ".join(wanted), remedy)
+
+    def _where(self, place: tuple[int | str, ...], changes: list[str]) -> str:
+        """Say where a parameter was given: by --set, or on which line."""
+        name = ".".join(str(part) for part in place) or "parameters"
+        for change in changes:
+            given = change.partition("=")[0]
+            if name == given or name.startswith(f"{given}."):
+                return f"--set {name}"
+        line = _line_of(self.tree, ("parameters", *place))
+        return f"{self.path.name}, line {line}: {name}" if line else f"{self.path.name}: {name}"
 
 
 def find_recipe(name: str) -> Recipe:
@@ -104,9 +112,9 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         BadInput: there is none, or it is no safe YAML of the right form.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        shipped = sorted(each.stem for each in RECIPES.glob("*.yaml"))
+    shipped = sorted(each.stem for each in RECIPES.glob("*.yaml"))
+    path = RECIPES / f"{name}.yaml" if name in shipped else Path(name)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
         near = difflib.get_close_matches(name, shipped, 1)
         hint = f"did you mean {near[0]!r}?" if near else "run `stillhouse recipes` to list them"
         raise BadInput(f"no recipe {name!r}", f"a path ending in .yaml, or one of {', '.join(shipped)}", hint)
@@ -123,12 +131,15 @@ def read_recipe(path: Path) -> Recipe:
     wanted = "YAML of plain values, with `flow:` and `parameters:`"
     try:
         text = path.read_text(encoding="utf-8")
+        _refuse_aliases(text)
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         values = _plain(tree) if tree is not None else None
     except UnicodeDecodeError as error:
         raise BadInput(
             f"{path.name} is not UTF-8 ({error.reason} at byte {error.start})", wanted, "save it as UTF-8"
         ) from None
+    except RecursionError:
+        raise BadInput(f"{path.name}, nested too deeply", wanted, "write fewer brackets") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -141,7 +152,7 @@ def read_recipe(path: Path) -> Recipe:
         or not isinstance(values.get("flow"), str)
         or set(values) - {"flow", "about", "parameters"}
     ):
-        keys = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+        keys = ", ".join(values)[:200] if isinstance(values, dict) else type(values).__name__
         raise BadInput(
             f"{path.name} with {keys}", f"{wanted}, and optionally `about:`", "write these keys and no others"
         )
@@ -155,15 +166,26 @@ def _plain(tree: yaml.Node) -> Any:
     return loader.construct_document(tree)
 
 
+def _refuse_aliases(text: str) -> None:
+    """Refuse `*name`: what stands once is read once, and no recipe grows beyond its file."""
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"the alias *{event.anchor}, where the value itself is wanted"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)  # type: ignore[arg-type]
+
+
 def _refuse_twice(node: yaml.Node) -> None:
-    """Refuse a mapping that names a key twice: YAML would silently take the last."""
+    """Refuse a mapping that names a key twice (YAML would silently take the last), or by anything but plain text."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
+            problem = None
+            if key.tag != "tag:yaml.org,2002:str":
+                problem = f"the key {reprlib.repr(key.value)} is no plain text"
+            elif key.value in seen:
+                problem = f"the key {key.value!r} stands twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
             _refuse_twice(value)
     elif isinstance(node, yaml.SequenceNode):

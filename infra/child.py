@@ -44,6 +44,7 @@ def run_in_child(function: Callable[..., Any], *args: Any, folder: Path, what: s
         ChildFailed: the function raised anything else, or the process died.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads collapse on a busy machine
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bar is ours, in the parent
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     ours, theirs = context.Pipe(duplex=False)

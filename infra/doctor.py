@@ -3,7 +3,6 @@
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -67,7 +66,6 @@ def _machine() -> Iterator[Finding]:
         yield Finding("settings", False, error.found)
         return
     yield Finding("settings", True, f"workers {options.workers}, threads {options.threads}, device {options.device}")
-    yield Finding("file locks", hasattr(os, "fork"), "flock is used to hold work folders")
 
 
 def _store(store: Store) -> Iterator[Finding]:

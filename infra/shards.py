@@ -5,6 +5,8 @@ run killed anywhere repeats only the shards that were in flight. A plain loop co
 and most of a gigabyte to start: what it has not done in `ray_min_seconds` goes to Ray.
 """
 
+import functools
+import importlib
 import itertools
 import json
 import os
@@ -28,6 +30,7 @@ from infra.settings import settings
 
 Tables = dict[str, pa.Table]
 ShardFunction = Callable[[Any], Tables]
+Job = Callable[[Any, Path], bool]  # payload, target -> is it finished
 
 TRANSIENT = "transient"
 ACCEPTED = ".accepted"
@@ -38,9 +41,20 @@ class Unfinished(Exception):
     """Some rows failed for now (a timeout, a lost worker, a budget): finished shards wait for the next run."""
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write Parquet with the one set of settings that every artifact uses."""
-    pq.write_table(table, path, compression="zstd", compression_level=1, row_group_size=10_000)
+def write_table(table: pa.Table, path: Path, *, draft: bool = False) -> None:
+    """Write Parquet with the one set of settings that every artifact uses; a draft is not compressed.
+
+    A dictionary ends at 64 KiB: enough for labels, while texts and ids, which hardly repeat, soon go without.
+    """
+    size = {} if draft else {"compression_level": 1}
+    pq.write_table(
+        table,
+        path,
+        compression="none" if draft else "zstd",
+        row_group_size=10_000,
+        dictionary_pagesize_limit=1 << 16,
+        **size,
+    )
 
 
 def map_shards(
@@ -51,6 +65,7 @@ def map_shards(
     total: int | None = None,
     what: str = "shards",
     gpus: float = 0,
+    draft: bool = False,
 ) -> list[Path]:
     """Run `function(payload)` for every payload and return the folders of their tables, in order.
 
@@ -62,6 +77,7 @@ def map_shards(
         total: number of payloads, if known, for the progress bar.
         what: the bar's label.
         gpus: GPUs that one shard takes on Ray; without them, Ray hides every GPU from it.
+        draft: the tables are read and written anew before they are published: no time goes into their size.
 
     Raises:
         Unfinished: rows failed transiently; everything else is kept for the next run.
@@ -78,9 +94,10 @@ def map_shards(
             if not targets[-1].exists():
                 yield payload, targets[-1]
 
+    job = functools.partial(_run_shard, function, draft=draft)
     waiting: list[Path] = []
     with progress(what) as advance:
-        for done, (target, finished) in enumerate(_run(function, pending(), gpus)):
+        for done, (target, finished) in enumerate(_run(job, pending(), gpus)):
             advance(len(targets) if total is None else done + 1, total)
             if not finished:
                 waiting.append(target)
@@ -94,7 +111,7 @@ def read_shard(shard: Path, table: str) -> pa.Table:
     return read_parquet(shard / f"{table}.parquet").replace_schema_metadata()
 
 
-def _run(function: ShardFunction, pending: Iterator[tuple[Any, Path]], gpus: float) -> Iterator[tuple[Path, bool]]:
+def _run(job: Job, pending: Iterator[tuple[Any, Path]], gpus: float) -> Iterator[tuple[Path, bool]]:
     """Yield (target, finished) as shards come in: first here, then on Ray if it takes long and workers are many."""
     options = settings()
     parallel = options.workers > 1 or options.ray_address is not None
@@ -104,13 +121,13 @@ def _run(function: ShardFunction, pending: Iterator[tuple[Any, Path]], gpus: flo
             payload, target = next(pending, (None, None))
             if target is None:
                 return
-            yield target, _run_shard(function, payload, target)
+            yield target, job(payload, target)
     first = next(pending, None)
     if first is not None:
-        yield from _run_on_ray(function, itertools.chain([first], pending), options.workers, gpus)
+        yield from _run_on_ray(job, itertools.chain([first], pending), options.workers, gpus)
 
 
-def _run_shard(function: ShardFunction, payload: Any, target: Path) -> bool:
+def _run_shard(function: ShardFunction, payload: Any, target: Path, *, draft: bool) -> bool:
     """Compute one shard and put it in place by a rename; False if rows of it failed for now."""
     tables = function(payload)
     transient = tables.get(TRANSIENT)
@@ -120,7 +137,7 @@ def _run_shard(function: ShardFunction, payload: Any, target: Path) -> bool:
     partial.mkdir()
     for name, table in tables.items():
         if name != TRANSIENT or not finished:
-            write_table(table, partial / f"{name}.parquet")
+            write_table(table, partial / f"{name}.parquet", draft=draft)
     failpoint("shard")
     goal = target if finished else target.with_suffix(".waiting")
     if goal.exists():
@@ -173,14 +190,14 @@ def _answered(target: Path) -> bool:
 
 
 def _run_on_ray(
-    function: ShardFunction, pending: Iterator[tuple[Any, Path]], workers: int, gpus: float
+    job: Job, pending: Iterator[tuple[Any, Path]], workers: int, gpus: float
 ) -> Iterator[tuple[Path, bool]]:
     """Run shards as Ray tasks, at most two per worker in flight; a lost worker's shard is retried by Ray."""
     import ray
 
     start_ray(workers)
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=settings().max_attempts - 1)(_run_shard_quietly)
-    code = ray.put(function)
+    code = ray.put(job)
     flying: dict[Any, Path] = {}
     try:
         while True:
@@ -199,11 +216,11 @@ def _run_on_ray(
             ray.cancel(reference, force=True)
 
 
-def _run_shard_quietly(function: ShardFunction, payload: Any, target: Path) -> "bool | BadInput":
+def _run_shard_quietly(job: Job, payload: Any, target: Path) -> "bool | BadInput":
     """Return bad input as a value: Ray would wrap the exception in one of its own."""
     try:
         with one_thread():
-            return _run_shard(function, payload, target)
+            return job(payload, target)
     except BadInput as error:
         return error
 
@@ -211,7 +228,8 @@ def _run_shard_quietly(function: ShardFunction, payload: Any, target: Path) -> "
 def start_ray(workers: int) -> None:
     """Start a local Ray, or connect to the cluster that the settings name; once per process.
 
-    The four rooms travel by name, so that workers never import another project's `data` or `tasks`.
+    The four rooms travel by name and are the first that a worker imports, so that it never meets another project's
+    `data` or `tasks`.
     """
     import ray
 
@@ -227,10 +245,17 @@ def start_ray(workers: int) -> None:
         logging_level="ERROR",
         runtime_env={
             "py_modules": [str(root / room) for room in ROOMS],
+            "worker_process_setup_hook": f"{__name__}.import_rooms",
             "excludes": ["**/__pycache__"],
             "env_vars": {"OMP_NUM_THREADS": "1", **NO_TELEMETRY},
         },
     )
+
+
+def import_rooms() -> None:
+    """Import the rooms in a new worker, before Ray puts the driver's working directory in front of its path."""
+    for room in ROOMS:
+        importlib.import_module(room)
 
 
 def stop_ray() -> None:

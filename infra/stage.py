@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import update_wrapper
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Generic, Literal, ParamSpec, get_type_hints
 
@@ -38,6 +37,7 @@ from data.fingerprint import (
     file_digest,
     files_digest,
     fingerprint_of,
+    package_version,
     stage_key,
 )
 from data.ids import table_digest
@@ -205,7 +205,7 @@ class Stage(Generic[P]):
         kinds = self.kinds()
         outputs = describe_outputs(out)
         balance = self._balance(out, outputs, {name: inputs[name] for name, kind in kinds.items() if kind == "rows"})
-        packages = {name: version(name) for name in ("pyarrow", "numpy")} | dict(key["packages"])
+        packages = {name: package_version(name) for name in ("pyarrow", "numpy", *key["packages"])}
         return {
             "stage": self.name,
             "fingerprint": fingerprint_of(key),
@@ -334,4 +334,9 @@ def _column(batches: Any, name: str) -> pa.Array:
 
 
 def _environment() -> dict[str, Any]:
-    return {"machine": platform.machine(), "threads": settings().threads, "device": settings().device}
+    options = settings()
+    return {
+        "machine": platform.machine(),
+        "STILLHOUSE_THREADS": options.threads,
+        "STILLHOUSE_DEVICE": options.device,
+    }

@@ -87,7 +87,8 @@ class Store:
         """
         wanted = "a path inside the store, or the first 6 or more digits of a fingerprint"
         if "/" in name or Path(name).is_dir():
-            path = Path(name).resolve()
+            inside = self.root / name  # as in `sft/<fingerprint>`, the form that runs record
+            path = (inside if (inside / "record.json").exists() else Path(name)).resolve()
             if not path.is_relative_to(self.root.resolve()):
                 raise BadInput(f"{name}, outside the store {self.root}", wanted, "name the store with --store")
             found = self.find(path.parent.name, path.name) if _FINGERPRINT.match(path.name) else None
@@ -120,6 +121,8 @@ class Store:
             with _writing(self.root):
                 yield folder
         finally:
+            with suppress(OSError):
+                folder.rmdir()  # nothing was left to do
             folder.with_suffix(".lease").unlink(missing_ok=True)
             file.close()
 

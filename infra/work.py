@@ -58,11 +58,19 @@ class Work:
         """Cut a table into shards of `size` rows, by position alone."""
         return [Slice(rows, start, min(start + size, rows.rows)) for start in range(0, rows.rows, size)]
 
-    def map(self, function: ShardFunction, payloads: Iterable[Any], name: str = ROWS, gpus: float = 0) -> list[Path]:
-        """Run a function over shards (see `map_shards`); finished ones are not run again."""
+    def map(
+        self,
+        function: ShardFunction,
+        payloads: Iterable[Any],
+        name: str = ROWS,
+        gpus: float = 0,
+        *,
+        draft: bool = False,
+    ) -> list[Path]:
+        """Run a function over shards (see `map_shards`); finished ones are not run again, drafts are not for `keep`."""
         total = len(payloads) if isinstance(payloads, list) else None
         stage = self.folder.name.partition("-")[0]
-        return map_shards(function, payloads, self.folder / name, total=total, what=stage, gpus=gpus)
+        return map_shards(function, payloads, self.folder / name, total=total, what=stage, gpus=gpus, draft=draft)
 
     def keep(self, shards: list[Path], *tables: str) -> None:
         """Publish the tables of finished shards: tables of rows as numbered files, ledgers in one file each."""

@@ -66,8 +66,10 @@ def clean_rows(parameters: CleanParameters, rows: Slice) -> Tables:
 
 def normalise(texts: pa.Array) -> pa.Array:
     r"""Bring texts to NFC, with newlines as \\n, no control characters and no blank borders."""
-    plain = pc.replace_substring(pc.utf8_normalize(texts, form="NFC"), "\r\n", "\n")
-    return pc.utf8_trim_whitespace(pc.replace_substring_regex(plain, CONTROLS, ""))
+    plain = pc.replace_substring(pc.replace_substring(texts, "\r\n", "\n"), "\r", "\n")
+    # Controls go first: a letter and its accent are composed only when nothing stands between them.
+    composed = pc.utf8_normalize(pc.replace_substring_regex(plain, CONTROLS, ""), form="NFC")
+    return pc.utf8_trim_whitespace(composed)
 
 
 def out_of_bounds(parameters: CleanParameters, sizes: dict[str, pa.Array]) -> tuple[pa.Array, pa.Array]:

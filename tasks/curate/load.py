@@ -5,10 +5,11 @@ Where each row stands in its file is kept beside the rows, in `origin.parquet`. 
 failed ledger with file and line; the rest goes on, unless more than `max_failed_share` failed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import orjson
 import pyarrow as pa
@@ -59,6 +60,13 @@ class Source(Parameters):
             return {**values, "name": Path(values["path"].removeprefix(HUB)).name.partition(".")[0]}
         return values
 
+    @model_validator(mode="after")
+    def _keeps_others(self) -> Self:
+        own = {"row_id", "content_id", *CONTRACTS[LAYOUTS[self.layout][1]].columns, "source", "licence"}
+        if twice := sorted(own & set(self.keep)):
+            raise ValueError(f"keep names {', '.join(twice)}, which every row has anyway; name further columns only")
+        return self
+
 
 class LoadParameters(Parameters):
     """What to load."""
@@ -81,7 +89,7 @@ def source_digests(parameters: LoadParameters) -> dict[str, Any]:
     return {
         source.name: {"hub": source.path, "revision": _hub_revision(source)}
         if source.path.startswith(HUB)
-        else {file.name: remembered_digest(file) for file in find_files(Path(source.path))}
+        else {name: remembered_digest(file) for name, file in _named_files(source)}
         for source in parameters.sources
     }
 
@@ -101,7 +109,7 @@ def load(work: Work, parameters: LoadParameters) -> Measures:
     contracts = {LAYOUTS[source.layout][1] for source in parameters.sources}
     if len(contracts) > 1:
         raise BadInput(f"layouts that give {' and '.join(sorted(contracts))} rows", "one contract", "load them apart")
-    shards = work.map(parse, chunks(parameters), "parsed")
+    shards = work.map(parse, chunks(parameters), "parsed", draft=True)
     occurrences: dict[str, dict[bytes, int]] = {name: {} for name in names}
     origins, failures = [], []
 
@@ -119,7 +127,7 @@ def load(work: Work, parameters: LoadParameters) -> Measures:
     work.ledger("failed", failures)
     good, bad = sum(map(len, origins)), sum(map(len, failures))
     if good == 0 or bad / (good + bad) > parameters.max_failed_share:
-        raise _too_many(good, failures, parameters.max_failed_share)
+        raise _too_many(parameters, good, failures)
     work.write_single(pa.concat_tables(origins), "origin")
     return {"sources": len(names)}
 
@@ -127,21 +135,24 @@ def load(work: Work, parameters: LoadParameters) -> Measures:
 def chunks(parameters: LoadParameters) -> Iterator[Chunk]:
     """Cut the sources into chunks of at most 10,000 records or 64 MiB, by content alone."""
     for source in parameters.sources:
-        left = source.limit if source.limit is not None else float("inf")
+        left = source.limit
         for file, records in _files(source, parameters.max_row_bytes):
-            chunk: list[tuple[int, Record]] = []
-            size = 0
-            for number, record in records:
-                if left <= 0:
-                    break
-                left -= 1
-                chunk.append((number, record))
-                size += len(record) if isinstance(record, bytes) else 1000
-                if len(chunk) == SHARD_ROWS or size >= SHARD_BYTES:
-                    yield Chunk(source, file, chunk)
-                    chunk, size = [], 0
-            if chunk:
+            for chunk in _cut(islice(records, left)):
+                left = None if left is None else left - len(chunk)
                 yield Chunk(source, file, chunk)
+
+
+def _cut(records: Iterable[tuple[int, Record]]) -> Iterator[list[tuple[int, Record]]]:
+    chunk: list[tuple[int, Record]] = []
+    size = 0
+    for numbered in records:
+        chunk.append(numbered)
+        size += len(numbered[1]) if isinstance(numbered[1], bytes) else 1000
+        if len(chunk) == SHARD_ROWS or size >= SHARD_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def parse(chunk: Chunk) -> Tables:
@@ -154,11 +165,7 @@ def parse(chunk: Chunk) -> Tables:
     for line, record in records:
         try:
             row = _decode(record)
-            renamed = {
-                **row,
-                **{ours: row[theirs] for ours, theirs in source.columns.items() if theirs in row},
-            }
-            content = layout(renamed)
+            content = layout(_renamed(row, source.columns) if source.columns else row)
             for name in source.keep:
                 content[name] = None if row.get(name) is None else str(row[name])
         except ValueError as error:
@@ -171,8 +178,10 @@ def parse(chunk: Chunk) -> Tables:
     for position, column, what in problems(rows, contract):
         bad.setdefault(position, f"column {column!r} {what}")
     unread += [(orjson.dumps(contents[at])[:1000], error, lines[at]) for at, error in bad.items()]
-    good = pa.array([at for at in range(len(contents)) if at not in bad], pa.int64())
-    rows, numbers = rows.take(good), pa.array(lines, pa.int64()).take(good)
+    numbers = pa.array(lines, pa.int64())
+    if bad:
+        good = pa.array([at for at in range(len(contents)) if at not in bad], pa.int64())
+        rows, numbers = rows.take(good), numbers.take(good)
     constants = {"source": source.name, "licence": source.licence}
     for at, (name, value) in enumerate(constants.items()):
         rows = rows.add_column(len(contract.columns) + at, name, pa.repeat(pa.scalar(value), len(rows)))
@@ -191,14 +200,16 @@ def parse(chunk: Chunk) -> Tables:
 
 
 def _decode(record: Record) -> dict[str, Any]:
-    if isinstance(record, dict):
-        return record
     if isinstance(record, Broken):
         raise ValueError(record.error)
-    row = orjson.loads(record)
+    row = orjson.loads(record) if isinstance(record, bytes) else record
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__} {str(row)[:40]!r}, where an object is wanted")
     return row
+
+
+def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
 
 
 def _raw(record: Record) -> bytes:
@@ -211,14 +222,15 @@ def _table(contents: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.table({field.name: pa.array([row[field.name] for row in contents], field.type) for field in schema})
 
 
-def _too_many(good: int, failures: list[pa.Table], share: float) -> BadInput:
+def _too_many(parameters: LoadParameters, good: int, failures: list[pa.Table]) -> BadInput:
     bad = pa.concat_tables(failures) if failures else failed_schema().empty_table()
     if not len(bad):
-        return BadInput("sources without a single row", "at least one row", "put rows into the files")
+        paths = ", ".join(source.path for source in parameters.sources)
+        return BadInput(f"{paths} without a single row", "at least one row", "put rows into the files")
     first = "; ".join(f"{row['location']}: {row['error']}" for row in bad.slice(0, 3).to_pylist())
     return BadInput(
         f"{len(bad):,} of {good + len(bad):,} rows could not be read: {first}",
-        f"at most a share of {share} that fails (max_failed_share)",
+        f"at most a share of {parameters.max_failed_share} that fails (max_failed_share)",
         "mend the rows, map the columns with `columns`, choose another layout, or raise max_failed_share",
     )
 
@@ -227,15 +239,24 @@ def _files(source: Source, max_row_bytes: int) -> Iterator[tuple[str, Iterator[t
     if source.path.startswith(HUB):
         yield source.name, _hub_records(source)
         return
-    for file in find_files(Path(source.path)):
-        yield file.name, read_records(file, max_row_bytes)
+    for name, file in _named_files(source):
+        yield name, read_records(file, max_row_bytes)
+
+
+def _named_files(source: Source) -> list[tuple[str, Path]]:
+    """Name each file of a source: its base name, or its path inside the source's folder."""
+    path = Path(source.path)
+    return [(str(file.relative_to(path)) if file != path else file.name, file) for file in find_files(path)]
 
 
 def _hub_records(source: Source) -> Iterator[tuple[int, Record]]:
     import datasets
 
     revision = _hub_revision(source)
-    rows = datasets.load_dataset(source.path.removeprefix(HUB), split=source.split, revision=revision)
+    try:
+        rows = datasets.load_dataset(source.path.removeprefix(HUB), split=source.split, revision=revision)
+    except Exception as error:  # datasets, the hub and httpx have a dozen kinds
+        raise _unreachable(source, error) from None
     yield from enumerate(map(dict, rows), 1)
 
 
@@ -244,14 +265,18 @@ def _hub_revision(source: Source) -> str:
     if source.revision:
         return source.revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     try:
         sha = HfApi().dataset_info(source.path.removeprefix(HUB)).sha
-    except (RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise BadInput(
-            f"{source.path}, which the hub does not answer for ({type(error).__name__})",
-            "a dataset that can be reached",
-            "check the name and the network, or name a local file",
-        ) from None
+    except Exception as error:
+        raise _unreachable(source, error) from None
     return str(sha)
+
+
+def _unreachable(source: Source, error: Exception) -> BadInput:
+    why = str(error).partition("\n")[0]
+    return BadInput(
+        f"{source.path}, split {source.split!r}, which the hub does not give ({type(error).__name__}: {why})",
+        "a dataset that can be reached",
+        "check the name, the split and the network, or name a local file",
+    )

@@ -5,8 +5,9 @@ record with its error. One bad row never ends a file; a file that is not what it
 """
 
 import csv
-import gzip
 import io
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ import pyarrow.parquet as pq
 from data.errors import BadInput
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-COMPRESSIONS = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
+COMPRESSIONS = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,19 @@ def read_records(path: Path, max_row_bytes: int) -> Iterator[tuple[int, Record]]
         BadInput: the file is not what its name says.
     """
     kind = _format(path)
-    if kind == ".parquet":
-        yield from _read_parquet(path)
-        return
+    read = _read_csv if kind == ".csv" else _read_jsonl
     try:
         with _open(path) as file:
-            if kind == ".csv":
-                yield from _read_csv(path, file, max_row_bytes)
+            if kind == ".parquet":
+                yield from _read_parquet(path, file)
             elif kind == ".json":
                 yield from _read_json(path, file)
             else:
-                yield from _read_jsonl(path, file, max_row_bytes)
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise _not_what_it_says(path, f"compressed data that breaks off ({error})") from None
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
+                yield from read(path, file, max_row_bytes)
+    except OSError as error:
+        if error.errno is not None or path.suffix not in COMPRESSIONS:
             raise
-        raise _not_what_it_says(path, f"compressed data that breaks off ({error})") from None
+        raise _not_what_it_says(path, f"compressed data that is damaged or breaks off ({error})") from None
 
 
 def _read_jsonl(path: Path, file: IO[bytes], max_row_bytes: int) -> Iterator[tuple[int, Record]]:
@@ -87,6 +85,7 @@ def _read_jsonl(path: Path, file: IO[bytes], max_row_bytes: int) -> Iterator[tup
     while line := file.readline(max_row_bytes + 1):
         number += 1
         if number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
             _refuse_other_kinds(path, line)
         if len(line) > max_row_bytes and not line.endswith(b"\n"):
             size = len(line)
@@ -119,13 +118,16 @@ def _read_csv(path: Path, file: IO[bytes], max_row_bytes: int) -> Iterator[tuple
     csv.field_size_limit(max_row_bytes)
     # surrogateescape keeps invalid bytes visible, so that only their row fails
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, strict=True)
-    names = next(reader, [])
-    if "\0" in "".join(names):
-        raise _not_what_it_says(path, "binary data")
-    number = reader.line_num
+    lines = _Lines(text, max_row_bytes)
+    reader = csv.reader(lines, strict=True)
+    try:
+        names = next(reader, [])
+    except csv.Error as error:
+        raise _not_what_it_says(path, f"a first line that is no CSV header ({error})") from None
+    if "\0" in "".join(names) or not _encodable("".join(names)):
+        raise _not_what_it_says(path, "binary data, or a header that is not UTF-8")
     while True:
-        number = reader.line_num + 1
+        number = lines.number + 1
         try:
             row = next(reader)
         except StopIteration:
@@ -133,6 +135,8 @@ def _read_csv(path: Path, file: IO[bytes], max_row_bytes: int) -> Iterator[tuple
         except csv.Error as error:
             yield number, Broken(f"{path.name}:{number}".encode(), f"broken CSV: {error}")
             continue
+        if not row:
+            continue  # a blank line
         raw = ",".join(row)
         if len(row) != len(names):
             wrong = f"{len(row)} fields, where the header names {len(names)}"
@@ -143,33 +147,56 @@ def _read_csv(path: Path, file: IO[bytes], max_row_bytes: int) -> Iterator[tuple
             yield number, dict(zip(names, row, strict=True))
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _not_what_it_says(path, f"no Parquet file ({error})") from None
+class _Lines:
+    """Count the lines of a CSV; one that is longer than a row may be is never held, and is an error."""
+
+    def __init__(self, text: io.TextIOWrapper, longest: int) -> None:
+        self.number, self._text, self._longest = 0, text, longest
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self._longest + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) <= self._longest or line.endswith(("\n", "\r")):
+            return line
+        size = len(line)
+        while (rest := self._text.readline(1 << 20)) and not rest.endswith(("\n", "\r")):
+            size += len(rest)
+        raise csv.Error(f"a row of {size + len(rest):,} characters, more than max_row_bytes = {self._longest:,}")
+
+
+def _read_parquet(path: Path, file: IO[bytes]) -> Iterator[tuple[int, Record]]:
     number = 0
-    for batch in file.iter_batches(batch_size=1_000):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1_000):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _not_what_it_says(path, f"no Parquet that can be read after row {number:,} ({error})") from None
 
 
 def _open(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         head = file.read(4)
-    for suffix, magic in COMPRESSIONS.items():
+    for suffix, (_, magic) in COMPRESSIONS.items():
         if head.startswith(magic) != (path.suffix == suffix):
             raise _not_what_it_says(
                 path, f"{'data' if path.suffix == suffix else suffix[1:] + ' data'} that starts with {head!r}"
             )
-    if path.suffix == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        import zstandard
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
-    return path.open("rb")
+    if path.suffix not in COMPRESSIONS:
+        return path.open("rb")
+    plain = io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), COMPRESSIONS[path.suffix][0]), 1 << 18)
+    if _format(path) != ".parquet":
+        return plain
+    with plain:  # Parquet is read from its end
+        whole = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
+        shutil.copyfileobj(plain, whole)
+    return whole
 
 
 def _refuse_other_kinds(path: Path, first: bytes) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data.errors import BadInput
 from data.fingerprint import seed_for
@@ -17,6 +17,8 @@ from infra.stage import Measures, Parameters, Reference, References, stage
 from infra.work import Work
 
 Floats = npt.NDArray[np.float64]
+
+BASE, POOLED = "base", "mean of seeds"  # what the comparison calls them
 
 COMPARISON = pa.schema(
     [
@@ -42,6 +44,24 @@ class CompareParameters(Parameters):
     draws: int = Field(10_000, ge=100, description="Bootstrap samples.")
     seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
 
+    @field_validator("names")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len({*names, BASE, POOLED}) < len(names) + 2:
+            raise ValueError(f"names that are not all different, or {BASE!r} or {POOLED!r} among them")
+        return names
+
+    def check(self, trained: int, alike: int) -> None:
+        """Check that the names and `pooled` fit a flow that trains so many models, the first `alike` by seed only.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.names and len(self.names) != trained:
+            raise ValueError(f"as many compare.names as models are trained: {trained}, not {len(self.names)}")
+        if self.pooled > alike:
+            raise ValueError(f"compare.pooled of at most {alike}, the models that differ only by seed")
+
 
 @stage("float")
 def compare(work: Work, parameters: CompareParameters, base: Reference, trained: References) -> Measures:
@@ -52,20 +72,18 @@ def compare(work: Work, parameters: CompareParameters, base: Reference, trained:
     Raises:
         BadInput: the evaluations asked different rows, or the names or `pooled` do not fit.
     """
+    try:
+        parameters.check(len(trained), len(trained))
+    except ValueError as error:
+        raise BadInput(f"{len(trained)} trained models", str(error), "correct the parameters of compare") from None
     names = parameters.names or tuple(
         f"trained {n}" if len(trained) > 1 else "trained" for n in range(1, len(trained) + 1)
     )
-    if len(names) != len(trained) or len(set(names) | {"base"}) != len(names) + 1:
-        found = f"names {', '.join(names)} for {len(trained)} trained models"
-        raise BadInput(found, "one name for each, none of them 'base'", "set compare.names")
-    if parameters.pooled > len(trained):
-        found = f"pooled = {parameters.pooled}, with {len(trained)} trained models"
-        raise BadInput(found, "at most the number of trained models", "set compare.pooled")
     tables = {
         name: pq.read_table(each.path / "scores.parquet")
-        for name, each in zip(("base", *names), (base, *trained), strict=True)
+        for name, each in zip((BASE, *names), (base, *trained), strict=True)
     }
-    if any(not table["row_id"].equals(tables["base"]["row_id"]) for table in tables.values()):
+    if any(not table["row_id"].equals(tables[BASE]["row_id"]) for table in tables.values()):
         raise BadInput("evaluations of different rows", "the same held-out rows for every model",
                        "evaluate all models with the same parameters on the same rows")  # fmt: skip
     scores = {
@@ -73,28 +91,26 @@ def compare(work: Work, parameters: CompareParameters, base: Reference, trained:
         for name, table in tables.items()
     }
     models = {
-        name: each.record["inputs"][1]["digest"] for name, each in zip(("base", *names), (base, *trained), strict=True)
+        name: each.record["inputs"][1]["digest"] for name, each in zip((BASE, *names), (base, *trained), strict=True)
     }
     if parameters.pooled > 1:
         first = names[: parameters.pooled]
-        scores["mean of seeds"] = {
-            metric: np.mean([scores[name][metric] for name in first], axis=0) for metric in scores["base"]
-        }
-    weights = {"exact match": np.ones(len(tables["base"])), "loss": _floats(tables["base"], "tokens")}
+        scores[POOLED] = {metric: np.mean([scores[name][metric] for name in first], axis=0) for metric in scores[BASE]}
+    weights = {"exact match": np.ones(len(tables[BASE])), "loss": _floats(tables[BASE], "tokens")}
     lines: list[dict[str, Any]] = [
         {"model": name, "digest": models.get(name), "metric": metric, "rows": len(values)}
         for name, metrics in scores.items()
         for metric, values in metrics.items()
     ]
     columns = [scores[line["model"]][line["metric"]] for line in lines]
-    paired = [column - scores["base"][line["metric"]] for column, line in zip(columns, lines, strict=True)]
+    paired = [column - scores[BASE][line["metric"]] for column, line in zip(columns, lines, strict=True)]
     weighed = [weights[line["metric"]] for line in lines]
     of_values, of_differences = np.split(
         bootstrap(np.stack(columns + paired, 1), np.stack(weighed * 2, 1), parameters), 2, axis=1
     )
     for line, value, difference in zip(lines, of_values.T.tolist(), of_differences.T.tolist(), strict=True):
         line |= dict(zip(("value", "low", "high"), value, strict=True))
-        if line["model"] != "base":
+        if line["model"] != BASE:
             line |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
     work.write_single(pa.Table.from_pylist(lines, schema=COMPARISON), "comparison")
     numbers = [field.name for field in COMPARISON if field.type == pa.float64()]

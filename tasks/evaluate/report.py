@@ -260,7 +260,7 @@ def by_group(scores: dict[str, pa.Table]) -> list[dict[str, Any]]:
 
 def side_by_side(scores: dict[str, pa.Table], positions: list[int]) -> list[dict[str, Any]]:
     """Set the answers of all models to the same rows beside each other."""
-    lines = {name: table.take(positions).to_pylist() for name, table in scores.items()}
+    lines = {name: table.take(pa.array(positions, pa.int64())).to_pylist() for name, table in scores.items()}
     first = next(iter(lines.values()))
     return [
         {
@@ -344,7 +344,9 @@ def provenance(dataset: Artifact, made: list[Artifact], models: dict[str, str]) 
                 table.group_by(["source", "licence"]).aggregate([([], "count_all")]).sort_by("source").to_pylist()
             ):
                 reads = artifact.record["key"]["reads"][line["source"]]
-                digest = reads.get("revision") or (files_digest(reads) if len(reads) > 1 else next(iter(reads.values())))
+                digest = reads.get("revision") or (
+                    files_digest(reads) if len(reads) > 1 else next(iter(reads.values()))
+                )
                 sources.append(
                     {
                         "name": line["source"],

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
-TEMPLATES = Path(__file__).with_name("templates")
-NAMED = {"chatml": "chatml.jinja", "plain": "plain.jinja"}
+NAMED = {"chatml": "templates/chatml.jinja", "plain": "templates/plain.jinja"}  # beside this module
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|endoftext|>")  # taken in this order where the vocabulary has them
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -45,7 +44,7 @@ def template_text(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> str:
         BadInput: there is no such template, or it does not mark what the assistant writes.
     """
     if name_or_path in NAMED:
-        text = (TEMPLATES / NAMED[name_or_path]).read_text(encoding="utf-8")
+        text = Path(__file__).parent.joinpath(NAMED[name_or_path]).read_text(encoding="utf-8")
     elif name_or_path.endswith(".jinja"):
         text = _template_file(Path(name_or_path))
     elif name_or_path == "model":

@@ -27,7 +27,7 @@ class PretrainedParameters(Parameters):
         description="Folder of safetensors, .gguf file, package:NAME (weights in a Python package), or hub OWNER/NAME."
     )
     revision: str = Field("", description="Commit of a hub model; default: the newest, looked up at each run.")
-    chat_template: str = Field(
+    chat_template: Annotated[str, NOT_IN_KEY] = Field(
         "chatml",
         description="chatml, plain, model (its own, with generation markers), or a path ending in .jinja.",
     )
@@ -35,14 +35,13 @@ class PretrainedParameters(Parameters):
 
 
 def model_reads(parameters: PretrainedParameters) -> dict[str, Any]:
-    """Digest the model's files and a chat template of the user's own."""
+    """Digest the model's files; name the chat template, or digest it where it is a file of the user's own."""
     template = parameters.chat_template
-    own = (
-        {"chat_template": file_digest(Path(template))}
-        if template.endswith(".jinja") and Path(template).is_file()
-        else {}
-    )
-    return {"model": model_digests(parameters.model, parameters.revision), **own}
+    own = template.endswith(".jinja") and Path(template).is_file()
+    return {
+        "model": model_digests(parameters.model, parameters.revision),
+        "chat_template": file_digest(Path(template)) if own else template,
+    }
 
 
 @stage("float", reads=model_reads)
@@ -62,9 +61,7 @@ def pretrained(work: Work, parameters: PretrainedParameters) -> Measures:
 def settle(files: list[Path], parameters: PretrainedParameters, out: Path, on_step: OnStep) -> Measures:
     """Open a model with its tokenizer, prepare both for the template, and write them to `out`."""
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     with TemporaryDirectory(dir=out.parent) as converted:
         folder = from_gguf(files[0], Path(converted)) if files[0].suffix == ".gguf" else files[0].parent
         own = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -17,7 +17,9 @@ def run(store: Path, *arguments: str, **environment: str) -> dict[str, Any]:
     """Run the command line in a process of its own and return the object on its standard output."""
     command = [sys.executable, "-m", "flows", "run", *arguments, "--json", "--store", str(store)]
     home = {"PREFECT_HOME": str(store.parent / "prefect")}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **home, **environment}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **home, **environment}, check=False
+    )
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -35,7 +37,9 @@ def test_quickstart_learns_and_its_control_does_not(tmp_path: Path) -> None:
 
     for stage in report["stages"]:
         kept_or_left = stage["rows_out"] - stage["rows_created"] + stage["rows_consumed"]
-        assert stage["rows_in"] == kept_or_left + stage["rows_dropped"] + (0 if stage["stage"] == "load" else stage["rows_failed"])
+        assert stage["rows_in"] == kept_or_left + stage["rows_dropped"] + (
+            0 if stage["stage"] == "load" else stage["rows_failed"]
+        )
     assert len(report["ancestry"]) == 5
     assert all("quickstart.jsonl, line" in each["steps"][0]["what"] for each in report["ancestry"])
 
@@ -50,7 +54,11 @@ def test_quickstart_learns_and_its_control_does_not(tmp_path: Path) -> None:
 def test_a_real_model_takes_a_few_steps_on_a_real_file(tmp_path: Path) -> None:
     changes = {"load.sources.0.limit": 80, "sft.max_steps": 2, "sft.batch_size": 4, "sft.warmup": 0, "sft.threads": 2}
     changes |= {"evaluate.rows": 4, "evaluate.batch_size": 4, "evaluate.max_new_tokens": 8, "split.test_share": 0.2}
-    done = run(tmp_path / "store", "sft-real", *(part for name, value in changes.items() for part in ("--set", f"{name}={value}")))
+    done = run(
+        tmp_path / "store",
+        "sft-real",
+        *(part for name, value in changes.items() for part in ("--set", f"{name}={value}")),
+    )
     model = Path(done["model"])
     assert (model / "model.safetensors").stat().st_size > 400e6
     assert not [path for path in model.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
