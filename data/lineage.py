@@ -15,6 +15,7 @@ Deleting it loses nothing.
 
 import fcntl
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from typing import Any
 import duckdb
 
 from data.artifact import ROWS, Artifact
+from data.errors import BadInput
 
 INDEX = "lineage.duckdb"
 
@@ -99,14 +101,19 @@ def _open(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
 
 
 def refresh(store: Path) -> Path:
-    """Bring the index up to date with the store and return its path."""
+    """Bring the index up to date with the store and return its path; a read-only store's is taken as it is."""
     index, following = store / INDEX, store / ".lineage.next"
+    if not os.access(store, os.W_OK):
+        if not index.exists():
+            found = f"the store {store}, read-only and without {INDEX}"
+            raise BadInput(found, "an index of what it holds", "ask once where the store can be written")
+        return index
     with (store / ".lineage.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Listed under the lock: an older list would take out what another process has just added.
         records = {path: sha256(path.read_bytes()).hexdigest() for path in sorted(store.glob("*/*/record.json"))}
         runs = sorted(store.glob("runs/*.json"))
-        if index.exists() and _known(index) == (set(records.values()), {path.stem for path in runs}):
+        if _known(index) == (set(records.values()), {path.stem for path in runs}):
             return index
         for rest in store.glob(f"{following.name}*"):  # of a refresh that was killed; DuckDB would replay its log
             rest.unlink()
@@ -115,6 +122,7 @@ def refresh(store: Path) -> Path:
         with _open(following, read_only=False) as connection:
             if not index.exists():
                 connection.execute(SCHEMA)
+                connection.execute("CREATE TABLE made_by AS SELECT ? AS schema", [_schema_digest()])
             _forget(connection, set(records.values()), {path.stem for path in runs})
             known = {row[0] for row in connection.execute("SELECT record_digest FROM artifact").fetchall()}
             for path, digest in records.items():
@@ -128,10 +136,23 @@ def refresh(store: Path) -> Path:
     return index
 
 
-def _known(index: Path) -> tuple[set[str], set[str]]:
-    with _open(index, read_only=True) as connection:
-        artifacts = {row[0] for row in connection.execute("SELECT record_digest FROM artifact").fetchall()}
-        return artifacts, {row[0] for row in connection.execute("SELECT run FROM run").fetchall()}
+def _known(index: Path) -> tuple[set[str], set[str]] | None:
+    """Name the records and runs that the index holds; an index of another schema or DuckDB is removed: None."""
+    if not index.exists():
+        return None
+    try:
+        with _open(index, read_only=True) as connection:
+            if connection.execute("SELECT schema FROM made_by").fetchone() == (_schema_digest(),):
+                artifacts = {row[0] for row in connection.execute("SELECT record_digest FROM artifact").fetchall()}
+                return artifacts, {row[0] for row in connection.execute("SELECT run FROM run").fetchall()}
+    except duckdb.Error:
+        pass  # unreadable: everything in it stands in the records too
+    index.unlink()
+    return None
+
+
+def _schema_digest() -> str:
+    return sha256(SCHEMA.encode()).hexdigest()
 
 
 def _forget(connection: duckdb.DuckDBPyConnection, digests: set[str], runs: set[str]) -> None:

@@ -14,6 +14,7 @@ from infra.store import remembered_digest
 PACKAGE = "package:"
 WANTED = "a folder with config.json and *.safetensors, a .gguf file, package:NAME, or OWNER/NAME on the hub"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _CONFIGURATION = ("*.json", "*.jinja", "*.txt", "*.model")
 _HUB_FILES = ["*.safetensors", *_CONFIGURATION]
 
@@ -41,7 +42,7 @@ def model_files(reference: str, revision: str = "") -> list[Path]:
     ggufs = [path] if path.suffix == ".gguf" else sorted(path.rglob("*.gguf")) if path.is_dir() else []
     weights = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     if weights:
-        _refuse_code(path)
+        _check_folder(path, weights)
         return sorted({*weights, *(file for pattern in _CONFIGURATION for file in path.glob(pattern))})
     if len(ggufs) == 1:
         return ggufs
@@ -84,21 +85,19 @@ def _commit(reference: str, revision: str) -> str:
     if len(revision) == 40:
         return revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return str(HfApi().model_info(reference, revision=revision or None).sha)
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub client and what it stands on raise a dozen kinds
         raise _unreachable(reference, error) from None
 
 
 def _download(reference: str, revision: str) -> str:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return str(snapshot_download(reference, revision=_commit(reference, revision), allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # as above
         raise _unreachable(reference, error) from None
 
 
@@ -110,13 +109,28 @@ def _unreachable(reference: str, error: Exception) -> BadInput:
     )
 
 
-def _refuse_code(folder: Path) -> None:
+def _check_folder(folder: Path, weights: list[Path]) -> None:
+    """Refuse a folder that could not be opened, or only by running code of its own, before anything is made of it."""
+    remedy = "name a folder that save_pretrained wrote"
     config = folder / "config.json"
     if not config.is_file():
-        raise BadInput(f"{folder} without config.json", WANTED, "name the folder that save_pretrained wrote")
-    if "auto_map" in json.loads(config.read_bytes()):
+        raise BadInput(f"{folder} without config.json", WANTED, remedy)
+    try:
+        values = json.loads(config.read_bytes())
+    except ValueError as error:
+        raise BadInput(f"{config}, which is no JSON ({error})", WANTED, remedy) from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{config} with a JSON {type(values).__name__}", "a JSON object", remedy)
+    if "auto_map" in values:
         raise BadInput(
             f"{config} with auto_map: the model runs code of its own",
             "an architecture that transformers has",
             "choose another model; Stillhouse runs no code from model folders",
         )
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise BadInput(f"{folder} without a tokenizer", f"one of {', '.join(_TOKENIZERS)} beside the weights", remedy)
+    for file in weights:
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            if not 2 <= size <= file.stat().st_size - 8 or opened.read(1) != b"{":
+                raise BadInput(f"{file}, which is no safetensors file", WANTED, "copy it again, or convert it")

@@ -114,11 +114,11 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             file = _lock(folder.with_suffix(".lease"), waiting)
         try:
-            file.truncate(0)
-            file.write(json.dumps({"run": run, "pid": os.getpid(), "host": socket.gethostname()}))
-            file.flush()
-            folder.mkdir(exist_ok=True)
             with _writing(self.root):
+                file.truncate(0)
+                holder = json.dumps({"run": run, "pid": os.getpid(), "host": socket.gethostname()})
+                os.pwrite(file.fileno(), holder.encode(), 0)  # unbuffered: closing must not fail on a full disk
+                folder.mkdir(exist_ok=True)
                 yield folder
         finally:
             with suppress(OSError):
@@ -173,14 +173,16 @@ def remembered_digest(path: Path) -> str:
     root = current_store().root
     if not os.access(root, os.W_OK):
         return file_digest(path)
-    with closing(sqlite3.connect(root / ".digests.sqlite", timeout=60)) as memo, memo:
-        memo.execute("CREATE TABLE IF NOT EXISTS digest (path, size, mtime, inode, digest, PRIMARY KEY (path))")
-        query = "SELECT digest FROM digest WHERE path = ? AND size = ? AND mtime = ? AND inode = ?"
-        row = memo.execute(query, known).fetchone()
-        if row:
-            return str(row[0])
-        digest = file_digest(path)
-        memo.execute("INSERT OR REPLACE INTO digest VALUES (?, ?, ?, ?, ?)", (*known, digest))
+    query = "SELECT digest FROM digest WHERE path = ? AND size = ? AND mtime = ? AND inode = ?"
+    try:
+        with closing(sqlite3.connect(root / ".digests.sqlite", timeout=60)) as memo, memo:
+            memo.execute("CREATE TABLE IF NOT EXISTS digest (path, size, mtime, inode, digest, PRIMARY KEY (path))")
+            row = memo.execute(query, known).fetchone()
+            digest = str(row[0]) if row else file_digest(path)
+            if not row:
+                memo.execute("INSERT OR REPLACE INTO digest VALUES (?, ?, ?, ?, ?)", (*known, digest))
+    except sqlite3.OperationalError:
+        return file_digest(path)  # a full disk, say: the memo only saves time
     return digest
 
 

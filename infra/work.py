@@ -55,8 +55,8 @@ class Work:
         self.out.mkdir(parents=True)
 
     def slices(self, rows: Artifact, size: int = SHARD_ROWS) -> list[Slice]:
-        """Cut a table into shards of `size` rows, by position alone."""
-        return [Slice(rows, start, min(start + size, rows.rows)) for start in range(0, rows.rows, size)]
+        """Cut a table into shards of `size` rows, by position alone; an empty table into one empty shard."""
+        return [Slice(rows, start, min(start + size, rows.rows)) for start in range(0, max(rows.rows, 1), size)]
 
     def map(
         self,

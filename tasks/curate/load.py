@@ -111,9 +111,10 @@ def load(work: Work, parameters: LoadParameters) -> Measures:
         raise BadInput(f"layouts that give {' and '.join(sorted(contracts))} rows", "one contract", "load them apart")
     shards = work.map(parse, chunks(parameters), "parsed", draft=True)
     occurrences: dict[str, dict[bytes, int]] = {name: {} for name in names}
-    origins, failures = [], []
+    origins, failures, filled = [], [], set[tuple[str, str]]()
 
     def numbered() -> Iterator[pa.Table]:
+        nonlocal filled
         for shard in shards:
             rows, origin, failed = (read_shard(shard, name) for name in ("rows", "origin", "unread"))
             source = (rows if len(rows) else failed)["source"][0].as_py()
@@ -121,9 +122,11 @@ def load(work: Work, parameters: LoadParameters) -> Measures:
             origins.append(origin.add_column(0, "row_id", ids))
             broken = row_ids(source, failed["content_id"].combine_chunks(), occurrences[source])
             failures.append(failed.add_column(0, "row_id", broken).select(failed_schema().names))
+            filled |= {(source, name) for name in rows.column_names if rows[name].null_count < len(rows)}
             yield rows.add_column(0, "row_id", ids)
 
     work.write(numbered())
+    _check_kept(parameters, filled)
     work.ledger("failed", failures)
     good, bad = sum(map(len, origins)), sum(map(len, failures))
     if good == 0 or bad / (good + bad) > parameters.max_failed_share:
@@ -220,6 +223,14 @@ def _raw(record: Record) -> bytes:
 
 def _table(contents: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.table({field.name: pa.array([row[field.name] for row in contents], field.type) for field in schema})
+
+
+def _check_kept(parameters: LoadParameters, filled: set[tuple[str, str]]) -> None:
+    """Refuse a column to keep that no row of its source has: most likely its name is misspelt."""
+    for source in parameters.sources:
+        if missing := [name for name in source.keep if (source.name, name) not in filled]:
+            found = f"{source.path} without a value in {', '.join(missing)}"
+            raise BadInput(found, "columns that some rows have", "correct `keep` in the recipe")
 
 
 def _too_many(parameters: LoadParameters, good: int, failures: list[pa.Table]) -> BadInput:

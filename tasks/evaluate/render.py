@@ -172,7 +172,7 @@ def _segments(stage: Drawing) -> list[Drawing]:
     keys = ("in", "out", "created", "consumed")
     entered, out, made, consumed = (stage.get(f"rows_{key}") or 0 for key in keys)
     created = min(made, out) if entered else 0  # the rows of a source are its own
-    left = [("consumed", "consumed", consumed)]
+    left = [("used", "trained on", consumed) if stage.get("trains") else ("consumed", "consumed", consumed)]
     for kind in ("dropped", "failed"):
         reasons = [reason for reason in stage.get("reasons") or [] if reason.get("kind") == kind]
         left += [(kind, reason.get("reason") or kind, reason.get("rows") or 0) for reason in reasons]

@@ -110,6 +110,7 @@ def stage_facts(artifact: Artifact, model: str | None) -> dict[str, Any]:
         "stage": f"{artifact.stage}, {model}" if model and record["trains"] else artifact.stage,
         "fingerprint": artifact.fingerprint,
         "class": record["class"],
+        "trains": record["trains"],
         **{name: int(measures[name]) for name in BALANCE},
         "tables": tables,
         "reasons": [*_dropped(artifact), *_failed(artifact)],

@@ -45,17 +45,21 @@ class Bench:
         """Run Python on a command line, in a fresh process; the kernel counts what it costs."""
         own = {"STILLHOUSE_STORE": str(self.folder / store), "STILLHOUSE_WORKERS": "1"}
         paths = {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(self.folder / "prefect")}
-        output = self.folder / "output"
-        with output.open("wb") as file:
+        output, errors = self.folder / "output", self.folder / "errors"
+        with output.open("wb") as file, errors.open("wb") as log:
             began = time.perf_counter()
             child = subprocess.Popen(
-                [sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, **own, **paths}, stdout=file
+                [sys.executable, *map(str, command)],
+                cwd=ROOT,
+                env={**os.environ, **own, **paths},
+                stdout=file,
+                stderr=log,
             )
             _, status, usage = os.wait4(child.pid, 0)
             wall = time.perf_counter() - began
         child.returncode = os.waitstatus_to_exitcode(status)
         said = output.read_text(encoding="utf-8")
-        assert child.returncode == 0, (command, said)
+        assert child.returncode == 0, (command, errors.read_text(encoding="utf-8"))
         return Cost(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024, said)
 
     def child(self, name: str, *arguments: object, store: str = "store") -> Cost:

@@ -57,7 +57,7 @@ def test_a_table_under_no_contract_is_told_its_columns_and_those_wanted() -> Non
 
 
 def test_good_rows_have_no_problems() -> None:
-    rows = [
+    rows: list[Row] = [
         {"messages": [turn("system", "s"), turn("user", "u"), turn("assistant", None, "[]")], "tools": None},
         {"messages": [turn("tool", ""), turn("assistant", "")], "tools": "[]"},
     ]
@@ -65,7 +65,7 @@ def test_good_rows_have_no_problems() -> None:
 
 
 def test_a_missing_value_is_named_by_row_and_column() -> None:
-    rows = [
+    rows: list[Row] = [
         {"prompt": "a", "completion": "b"},
         {"prompt": "a", "completion": None},
         {"prompt": None, "completion": ""},
@@ -74,7 +74,7 @@ def test_a_missing_value_is_named_by_row_and_column() -> None:
 
 
 def test_each_fault_of_a_talk_is_named_where_it_is() -> None:
-    rows = [
+    rows: list[Row] = [
         {"messages": [turn("user", "u")], "tools": None},
         {"messages": [], "tools": None},
         {"messages": [turn("user", "u"), turn("robot", "r")], "tools": None},

@@ -392,3 +392,12 @@ def test_an_event_knows_its_content(house: House) -> None:
         events: list[Event] = history(connection, row_at(house, 2), house.chain)
     contents = {event.stage: event.content_id for event in events if event.content_id}
     assert contents["load"] != contents["clean"] == contents["deduplicate"]
+
+
+@pytest.mark.parametrize("broken", [b"no database", b""])
+def test_an_index_that_cannot_be_read_is_made_anew(copy: Path, broken: bytes) -> None:
+    with ledger(copy) as connection:
+        before = connection.execute("SELECT * FROM row ORDER BY ALL").fetchall()
+    (copy / INDEX).write_bytes(broken)
+    with ledger(copy) as connection:
+        assert connection.execute("SELECT * FROM row ORDER BY ALL").fetchall() == before != []

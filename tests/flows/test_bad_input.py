@@ -390,11 +390,11 @@ def test_a_store_that_is_a_file_or_below_one_is_refused(refused: Refused, recipe
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 512 kB."""
+    """A file system of its own, of 2 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
@@ -520,12 +520,24 @@ def test_a_pickle_named_directly_is_refused_and_not_read(refused: Refused, recip
     assert not Path("executed").exists()
 
 
-def test_a_model_that_is_nowhere_is_refused(refused: Refused, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [("./model", "no model at './model'"), ("package:no_such_model", "no installed package 'no_such_model'")],
+)
+def test_a_model_that_is_nowhere_is_refused(refused: Refused, recipe: Recipe, model: str, found: str) -> None:
     write_rows(Path("rows.jsonl"))
-    assert "no model at './model'" in refused("plan", recipe(finetune_recipe("./model")))
-    assert "no installed package 'no_such_model'" in refused("plan", recipe(finetune_recipe("package:no_such_model")))
-    assert "'someone/model'" in refused("plan", recipe(finetune_recipe("someone/model")))
+    assert found in refused("plan", recipe(finetune_recipe(model)))
+
+
+def test_a_model_of_the_hub_without_a_network_is_refused(recipe: Recipe) -> None:
+    """In a process of its own: the hub's library reads HF_HUB_OFFLINE once, when it is first imported."""
+    write_rows(Path("rows.jsonl"))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "flows", "plan", recipe(finetune_recipe("someone/model"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert_explained(done.stderr)
+    assert "'someone/model', neither a local folder nor a model that the hub answers for" in done.stderr
 
 
 # ---- names ---------------------------------------------------------------------------------------------------

@@ -42,6 +42,10 @@ def leave(on_step: OnStep) -> None:
 
 
 def find_locked(folder: Path, on_step: OnStep) -> bool:
+    return locked(folder)
+
+
+def locked(folder: Path) -> bool:
     with (folder / "child.lock").open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,7 +85,7 @@ def test_a_child_that_leaves_is_named_with_its_code(tmp_path: Path) -> None:
 
 def test_a_child_holds_its_work_folder_while_it_lives(tmp_path: Path) -> None:
     assert run_in_child(find_locked, tmp_path, folder=tmp_path, what="looking")
-    assert not find_locked(tmp_path, add)
+    assert not locked(tmp_path)
 
 
 SCRIPT = """

@@ -179,10 +179,11 @@ with Store(Path(sys.argv[1])).lease("clean", "a" * 32, sys.argv[2], lambda holde
 """
 
 
-def hold(store: Store, run: str) -> "subprocess.Popen[str]":
+def hold(store: Store, run: str, *, briefly: bool = False) -> "subprocess.Popen[str]":
+    """Hold the work folder in a process of its own, until `release` or but briefly."""
     return subprocess.Popen(
         [sys.executable, "-c", HOLD, str(store.root), run],
-        stdin=subprocess.PIPE,
+        stdin=subprocess.DEVNULL if briefly else subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -226,7 +227,7 @@ def test_the_folder_of_a_dead_holder_is_taken_over_as_it_is(store: Store) -> Non
 def test_three_processes_hold_one_after_the_other(store: Store) -> None:
     first = hold(store, "first")
     assert says(first) == "holds\n"
-    others = [hold(store, name) for name in ("second", "third")]
+    others = [hold(store, name, briefly=True) for name in ("second", "third")]
     assert all(says(each).startswith("waits") for each in others)
     release(first)
     for each in others:

@@ -1,6 +1,9 @@
 """Rows get their ids once, with source, licence and place; what cannot be read is kept with its error."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ from pydantic import ValidationError
 
 from data.artifact import SHARD_ROWS, Artifact
 from data.errors import BadInput
-from tasks.curate.load import LoadParameters, load, source_digests
+from infra.settings import use_settings
+from tasks.curate.load import LoadParameters, Source, load, source_digests
 
+ROOT = Path(__file__).parents[3]
 ROWS = [
     {"prompt": "two, three", "completion": 'a "quoted" word'},
     {"prompt": "é\nü", "completion": "  spaces\tand tabs "},
@@ -77,6 +82,7 @@ def test_a_change_in_any_file_of_a_folder_is_seen(write: Write, tmp_path: Path) 
 @pytest.mark.usefixtures("store")
 def test_columns_are_mapped_kept_and_named(write: Write) -> None:
     rows = [{"question": "q", "answer": "a", "task": "sum", "level": 3, "more": None}]
+    rows.append({"question": "r", "answer": "b", "more": True})
     path = write("a.jsonl", rows)
     mapped = load(
         parameters(path, columns={"prompt": "question", "completion": "answer"}, keep=["task", "level", "more"])
@@ -84,7 +90,8 @@ def test_columns_are_mapped_kept_and_named(write: Write) -> None:
     assert mapped.schema.names == [
         "row_id", "content_id", "prompt", "completion", "source", "licence", "task", "level", "more"
     ]  # fmt: skip
-    (row,) = mapped.read().to_pylist()
+    row, other = mapped.read().to_pylist()
+    assert (other["task"], other["level"], other["more"]) == (None, None, "True")
     assert (row["prompt"], row["completion"]) == ("q", "a")
     assert (row["task"], row["level"], row["more"]) == ("sum", "3", None)
     assert (row["source"], row["licence"]) == ("a", "MIT")
@@ -295,12 +302,29 @@ def test_a_pinned_dataset_of_the_hub_needs_no_network_for_its_key() -> None:
     assert source_digests(hub) == {"rows": {"hub": "hub:someone/rows", "revision": "0" * 40}}
 
 
-@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("revision", ["", "0" * 40])
-def test_a_dataset_of_the_hub_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_dataset_of_the_hub_without_a_network_says_what_to_do(store: Path, revision: str) -> None:
+    """In a process of its own: the hub's library reads HF_HUB_OFFLINE once, when it is first imported."""
     source = {"path": "hub:someone/rows", "licence": "MIT", "layout": "unlabelled", "revision": revision}
-    with pytest.raises(BadInput) as refused:
-        load(LoadParameters.model_validate({"sources": [source]}))
-    assert "hub:someone/rows" in refused.value.found
-    assert "or name a local file" in refused.value.remedy
+    code = (
+        "from data.errors import BadInput\n"
+        "from tasks.curate.load import LoadParameters, load\n"
+        "try:\n"
+        f"    load(LoadParameters.model_validate({{'sources': [{source!r}]}}))\n"
+        "except BadInput as error:\n"
+        "    print(error)\n"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "STILLHOUSE_STORE": str(store), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    assert "hub:someone/rows" in done.stdout
+    assert "or name a local file" in done.stdout
+
+
+def test_a_column_to_keep_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b", "task": "x"}\n')
+    source = Source(path=str(path), licence="CC0-1.0", layout="prompt-completion", keep=("taks",))
+    with use_settings(store=tmp_path / "store"), pytest.raises(BadInput, match="without a value in taks"):
+        load(LoadParameters(sources=(source,)))

@@ -279,6 +279,8 @@ def test_funnel_bars_share_one_scale_and_lose_no_row() -> None:
     assert bars[3]["onward"] == pytest.approx(100 * 3281 / 4020)
     assert bars[-2]["cuts"] == [pytest.approx(100 * 3412 / 4020)]
     assert bars[-1]["segments"][0]["name"] == "used" and bars[-1]["onward"] is None
+    (trained,) = funnel([{"stage": "sft", "rows_in": 9, "rows_consumed": 8, "rows_dropped": 1, "trains": True}])
+    assert [(part["name"], part["rows"]) for part in trained["segments"]] == [("trained on", 8), ("dropped", 1)]
 
 
 def test_reasons_that_do_not_add_up_are_completed() -> None:
