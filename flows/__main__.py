@@ -322,7 +322,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _ledger() -> Any:
-    from data.lineage import ledger
+    from data.ledger import ledger
     from infra.store import current_store
 
     store = current_store()

@@ -20,17 +20,8 @@ import pytest
 from data.artifact import Artifact
 from data.contracts import PROMPT_COMPLETION, dropped_schema, edges_schema, failed_schema
 from data.ids import content_ids, created_id, ids_from_bytes
-from data.lineage import (
-    INDEX,
-    Event,
-    find_rows,
-    history,
-    latest_run,
-    ledger,
-    parents,
-    refresh,
-    upstream,
-)
+from data.ledger import INDEX, ledger, refresh
+from data.lineage import Event, find_rows, history, latest_run, parents, upstream
 from infra.settings import use_settings
 from infra.stage import Measures, Parameters, Rows, stage
 from infra.work import Work
@@ -248,7 +239,7 @@ def test_a_refresh_killed_half_way_spoils_nothing(copy: Path, house: House) -> N
 
 
 def start_refresh(store: Path) -> subprocess.Popen[bytes]:
-    ask = "import sys, pathlib; from data.lineage import refresh; refresh(pathlib.Path(sys.argv[1]))"
+    ask = "import sys, pathlib; from data.ledger import refresh; refresh(pathlib.Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen([sys.executable, "-c", ask, str(store)], env=environment)
 

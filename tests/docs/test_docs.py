@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from data.lineage import ledger
+from data.ledger import ledger
 from flows.__main__ import main
 from flows.recipe import find_recipe, shipped_recipes
 from infra.settings import Settings, use_settings

@@ -4,7 +4,9 @@ import sys
 
 from flows.__main__ import main
 
-code = main(sys.argv[1:])
-heavy = sorted({"prefect", "ray", "torch", "transformers", "trl", "duckdb", "pandas"} & set(sys.modules))
-sys.stdout.write("\n" + " ".join(["imported:", *heavy]) + "\n")
-sys.exit(code)
+HEAVY = {"prefect", "ray", "torch", "transformers", "trl", "duckdb", "pandas"}
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.write("\n" + " ".join(["imported:", *sorted(HEAVY & set(sys.modules))]) + "\n")
+    sys.exit(code)
