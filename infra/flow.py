@@ -10,8 +10,10 @@ server or an ephemeral one. Calling the flow itself runs its stages with neither
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,6 +92,7 @@ def run(flow: Flow, parameters: BaseModel, recipe: str, tell: Callable[[Step], N
     current = Run(identity, store, tell=tell)
     state = "failed"
     try:
+        _stop_in_order()
         if all(step.state == "cached" for step in planned.steps):
             for step in planned.steps:
                 tell(step)
@@ -122,6 +125,12 @@ def _summary(
             for name, made in built._asdict().items()
         },
     }
+
+
+def _stop_in_order() -> None:
+    """Let SIGTERM end a run as Ctrl-C does: recorded, and with the ephemeral Prefect server stopped."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _run_with_prefect(flow: Flow, parameters: BaseModel, current: Run) -> Built:

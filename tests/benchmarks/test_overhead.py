@@ -1,6 +1,7 @@
 """What do ids, lineage and a store cost? 100,000 rows through load, clean and publish, against a plain read and write.
 
-Goal: at most 0.8 CPU seconds more. Both sides are whole processes, from the start of Python to its end.
+Goal: at most 0.8 CPU seconds more. Both sides are whole processes, from the start of Python to its end; a second
+difference leaves out what a process pays once, whatever the rows: its start, its imports and its end.
 """
 
 from itertools import count
@@ -10,6 +11,7 @@ import pytest
 
 ROWS = 100_000
 RUNS = 7
+STARTING = ("start and imports", "pandas, which pyarrow imports")
 
 
 @pytest.mark.benchmark
@@ -34,8 +36,9 @@ def test_overhead_of_load_clean_and_publish(bench: Any, kind: str) -> None:
     assert same == {"rows": ROWS, "same": True}
 
     parts = [each.facts["seconds"] for each in costs["stages"]]
-    more = [stages.cpu - plain.cpu for stages, plain in zip(costs["stages"], costs["plain"], strict=True)]
-    work = [sum(seconds for name, seconds in each.items() if ": " in name) for each in parts]
+    whole = [stages.cpu - plain.cpu for stages, plain in zip(costs["stages"], costs["plain"], strict=True)]
+    own = [sum(seconds for part, seconds in each.items() if part not in STARTING) for each in parts]
+    plain = [plain.cpu - nothing.cpu for plain, nothing in zip(costs["plain"], costs["nothing"], strict=True)]
     bench.table(
         f"{ROWS:,} rows from {kind}, {RUNS} interleaved runs: median (range)",
         ("", "CPU s", "peak MB"),
@@ -51,7 +54,7 @@ def test_overhead_of_load_clean_and_publish(bench: Any, kind: str) -> None:
                 ("load, clean and publish, whole process", "stages"),
             )
         ),
-        ("difference of the whole processes (goal 0.8)", bench.spread(more), ""),
-        ("load, clean and publish alone", bench.spread(work), ""),
+        ("more, whole processes", bench.spread(whole), ""),
+        ("more, start and imports apart", bench.spread([a - b for a, b in zip(own, plain, strict=True)]), ""),
         *((f"- {part}", bench.spread([each[part] for each in parts]), "") for part in parts[0]),
     )

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,46 @@ def test_a_real_model_takes_a_few_steps_on_a_real_file(tmp_path: Path) -> None:
     assert not [path for path in model.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
     sft = next(stage for stage in done["stages"] if stage["stage"] == "sft")
     assert sft["rows_consumed"] + sft["rows_dropped"] == sft["rows_in"] > 50
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(fine: Callable[[], bool], seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while not fine() and time.monotonic() < end:
+        time.sleep(0.2)
+    return fine()
+
+
+@pytest.mark.timeout(600)
+def test_a_terminated_run_ends_in_order_and_the_next_goes_on(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "flows", "run", "quickstart", "--store", str(store)]
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "scratch" in line:  # what comes next is a training
+                break
+        process.terminate()
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "what is done stays done" in rest
+    (record,) = (store / "runs").glob("*.json")
+    assert json.loads(record.read_text())["state"] == "failed"
+    assert wait_until(lambda: not group_lives(process.pid)), "the ephemeral server, or another child, is still there"
+    planned = subprocess.run(
+        [sys.executable, "-m", "flows", "plan", "quickstart", "--store", str(store), "--json"],
+        capture_output=True, check=True, env=environment,
+    )  # fmt: skip
+    states = {step["stage"]: step["state"] for step in json.loads(planned.stdout)}
+    assert states["load"] == states["split"] == states["scratch"] == "cached"
+    assert states["sft"] != "cached"
