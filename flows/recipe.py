@@ -51,7 +51,7 @@ class Recipe:
         known = sorted(
             path.stem
             for path in RECIPES.parent.glob("*.py")
-            if path.stem not in ("__init__", "__main__", "recipe", "show")
+            if path.stem not in ("__init__", "__main__", "commands", "recipe", "show")
         )
         if self.flow_name not in known:
             raise BadInput(
