@@ -4,7 +4,6 @@ Writes `report.html`, one self-contained page, and the same facts as `report.jso
 """
 
 import json
-import uuid
 from typing import Any
 
 import pyarrow as pa
@@ -12,15 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data.artifact import ROWS, Artifact
-from data.contracts import contract_of
+from data.artifact import Artifact
 from data.fingerprint import files_digest, seed_for
 from infra.stage import Measures, Parameters, Records, Reference, References, stage
 from infra.work import Work
+from tasks.evaluate.ancestry import ancestry, input_of, text_of
 from tasks.evaluate.render import render
 
 BALANCE = ("rows_in", "rows_out", "rows_created", "rows_consumed", "rows_dropped", "rows_failed")
-LONGEST = 2_000  # characters of one text in the report
 
 
 class ReportParameters(Parameters):
@@ -156,8 +154,8 @@ def _by_reason(table: pa.Table, column: str) -> list[tuple[str, int, dict[str, A
 
 
 def _reason(kind: str, reason: str, count: int, first: dict[str, Any], artifact: Artifact) -> dict[str, Any]:
-    sources = [_input(artifact, each) for each in artifact.record["inputs"] if each["kind"] == "rows"]
-    texts = [text for source in sources if (text := _text_of(source, first["row_id"]))]
+    sources = [input_of(artifact, each) for each in artifact.record["inputs"] if each["kind"] == "rows"]
+    texts = [text for source in sources if (text := text_of(source, first["row_id"]))]
     return {
         "reason": reason,
         "kind": kind,
@@ -170,29 +168,6 @@ def _reason(kind: str, reason: str, count: int, first: dict[str, Any], artifact:
             "detail": first["detail"],
         },
     }
-
-
-def _input(artifact: Artifact, each: dict[str, Any]) -> Artifact:
-    root = artifact.path.parent.parent
-    return Artifact(each["stage"], each["fingerprint"], root / each["stage"] / each["fingerprint"], each["output"])
-
-
-def _text_of(artifact: Artifact, row: uuid.UUID) -> str | None:
-    line = artifact.find(row)
-    return show(line, artifact) if line else None
-
-
-def show(row: dict[str, Any], artifact: Artifact) -> str:
-    """Write a row's content as text, whatever its contract."""
-    parts = []
-    for column in contract_of(artifact.schema).columns:
-        value = row[column]
-        if isinstance(value, list):
-            parts += [f"{turn['role']}: {turn['content'] or turn['tool_calls']}" for turn in value]
-        elif value is not None:
-            parts.append(f"{column}: {value}")
-    text = "\n".join(parts)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters)"
 
 
 def history(artifact: Artifact, name: str) -> dict[str, Any]:
@@ -291,48 +266,6 @@ def ancestries(
     chosen = draw(table.rows, parameters.ancestries, parameters.seed)
     ids = table.read(["row_id"])["row_id"].take(pa.array(chosen, pa.int64())).to_pylist()
     return [{"row_id": str(row), **ancestry(row, made, models)} for row in ids]
-
-
-def ancestry(row: uuid.UUID, made: list[Artifact], models: dict[str, str]) -> dict[str, Any]:
-    """Tell what each stage did to one row: loaded, edited, kept, trained on."""
-    steps: list[dict[str, Any]] = []
-    before: str | None = None
-    for artifact in made:
-        if artifact.record["trains"]:
-            source = next(_input(artifact, each) for each in artifact.record["inputs"] if each["kind"] == "rows")
-            if source.find(row):
-                steps.append(_step(artifact, f"trained {models.get(artifact.digest, 'a model')} on it"))
-            continue
-        for output in (name for name, each in artifact.record["outputs"].items() if "contract" in each):
-            text = _text_of(artifact[output], row)
-            if text is None:
-                continue
-            where = "" if output == ROWS else f" in {output}"
-            if before is None:
-                steps.append(_step(artifact, _loaded(artifact, row), None, text))
-            elif text != before:
-                steps.append(_step(artifact, f"edited{where}", before, text))
-            else:
-                steps.append(_step(artifact, f"kept{where}"))
-            before = text
-    return {"text": before or "", "steps": steps}
-
-
-def _step(artifact: Artifact, what: str, before: str | None = None, after: str | None = None) -> dict[str, Any]:
-    return {
-        "stage": artifact.stage,
-        "fingerprint": artifact.fingerprint,
-        "what": what,
-        "before": before,
-        "after": after,
-    }
-
-
-def _loaded(artifact: Artifact, row: uuid.UUID) -> str:
-    if not artifact.record["source"]:
-        return "created"
-    origin = artifact["origin"].find(row) or {}
-    return f"loaded from {origin['file']}, line {origin['line']:,}"
 
 
 def provenance(dataset: Artifact, made: list[Artifact], models: dict[str, str]) -> dict[str, Any]:
