@@ -89,7 +89,7 @@ def test_a_child_holds_its_work_folder_while_it_lives(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 from infra import child
 
@@ -110,6 +110,7 @@ def sleep(folder, on_step):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     folder = Path(sys.argv[2])
     if sys.argv[1] == "speak":
         child.run_in_child(speak, folder=folder, what="speaking")
@@ -165,7 +166,7 @@ def test_a_child_and_its_children_end_with_its_parent(
 ) -> None:
     parent, pids = sleeping
     parent.send_signal(number)
-    parent.wait()
+    parent.wait(timeout=60)
     assert number == signal.SIGINT or parent.returncode == -signal.SIGKILL
     while any(map(alive, pids)):  # the test's own limit ends this if they live on
         time.sleep(0.01)
