@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, get_type_hints
 from pydantic import BaseModel
 
 from data.artifact import Artifact
+from data.errors import BadInput
 from infra.progress import say
 from infra.shards import stop_ray
 from infra.stage import Run, Step, current_run
@@ -173,4 +174,11 @@ def prepare_prefect() -> None:
 
     if not PREFECT_API_URL.value():
         command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        upgraded = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        if upgraded.returncode:
+            said = (upgraded.stderr.strip().splitlines() or ["nothing"])[-1]
+            raise BadInput(
+                f"Prefect cannot make its database; it said: {said}",
+                "a home for Prefect that can be written, or a server that runs",
+                "set PREFECT_HOME to a folder of yours, or PREFECT_API_URL to a server",
+            )

@@ -610,3 +610,19 @@ def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
 def test_parquet_with_other_columns_is_told_what_it_has() -> None:
     pq.write_table(pa.table({"question": ["q"], "answer": ["a"]}), "rows.parquet")
     assert "no column 'prompt'; the row has question, answer" in load_refused("rows.parquet")
+
+
+def test_a_home_that_prefect_cannot_write_is_explained(recipe: Recipe, tmp_path: Path) -> None:
+    write_rows(Path("rows.jsonl"))
+    (tmp_path / "file").write_text("no folder")
+    command = [sys.executable, "-m", "flows", "run", recipe(rows_recipe("rows.jsonl"))]
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "file" / "home"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    environment.pop("PREFECT_API_URL", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2, done.stderr
+    assert_explained(done.stderr)
+    assert "set PREFECT_HOME" in done.stderr
