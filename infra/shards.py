@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -260,8 +261,6 @@ def import_rooms() -> None:
 
 def stop_ray() -> None:
     """Stop the local Ray of this process, if one was started."""
-    import sys
-
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         ray.shutdown()
@@ -270,8 +269,6 @@ def stop_ray() -> None:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Hold the math libraries at one thread, so that a shard's bits do not depend on the machine's cores."""
-    import sys
-
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
     if torch:

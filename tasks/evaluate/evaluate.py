@@ -5,11 +5,10 @@ The verifier is stated: `answer_pattern` takes the answer out of a text (its fir
 is wrong.
 """
 
-import json
 import re
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ from infra.devices import torch_device
 from infra.shards import Tables, read_shard
 from infra.stage import Measures, Parameters, Reference, stage
 from infra.work import Work
-from tasks.train.chat import as_messages, encode
+from tasks.train.chat import as_messages, encode, encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -118,7 +117,7 @@ def score_rows(parameters: EvaluateParameters, rows: Artifact, model: Path, posi
     ]
     if not fits:
         return {"scores": SCORES.empty_table()}
-    prompts = [prompt_ids(tokenizer, turns[at][:-1], lines[at].get("tools")) for at in fits]
+    prompts = [encode_prompt(tokenizer, turns[at][:-1], lines[at].get("tools")) for at in fits]
     answers = generate(network, tokenizer, prompts, parameters.batch_size, parameters.max_new_tokens)
     losses = mean_losses(network, tokenizer.pad_token_id, [encoded[at] for at in fits], parameters.batch_size)
     scores = []
@@ -140,18 +139,6 @@ def score_rows(parameters: EvaluateParameters, rows: Artifact, model: Path, posi
             }
         )
     return {"scores": pa.Table.from_pylist(scores, schema=SCORES)}
-
-
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, Any]], tools: str | None) -> list[int]:
-    """Encode the turns before an answer, up to where the assistant begins to write."""
-    asked = [{name: value for name, value in turn.items() if value is not None and name != "learn"} for turn in turns]
-    for turn in asked:
-        if "tool_calls" in turn:
-            turn["tool_calls"] = json.loads(turn["tool_calls"])
-    encoded = tokenizer.apply_chat_template(
-        asked, tools=json.loads(tools) if tools else None, add_generation_prompt=True, tokenize=True, return_dict=True
-    )
-    return list(encoded["input_ids"])
 
 
 def last_stretch(ids: list[int], mask: list[int]) -> list[int]:

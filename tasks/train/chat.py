@@ -220,6 +220,21 @@ def encode(
     return list(encoded["input_ids"])[:max_length], mask[:max_length]
 
 
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: str | Sequence[Any] | None
+) -> list[int]:
+    """Encode the turns before an answer, up to where the assistant begins to write: the token ids.
+
+    Raises:
+        BadInput: JSON that does not parse.
+    """
+    turns = [_rendered_form(message) for message in messages]
+    encoded = tokenizer.apply_chat_template(
+        turns, tools=_parsed(tools), add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return list(encoded["input_ids"])
+
+
 def teaches(assistant_mask: Sequence[int]) -> bool:
     """Say whether a row has a token to learn: one of the mask is 1, the first apart, which nothing predicts.
 
