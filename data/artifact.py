@@ -6,7 +6,9 @@ A published folder is `$STORE/<stage>/<fingerprint>/`:
     edges.parquet          child, parent: only where ids change
     dropped.parquet        row_id, reason, score, partner, detail
     failed.parquet         row_id, error, location
-    NAME.parquet           any other single table: where rows stand in their files, scores, a loss history
+    borders.parquet        rule, kept, row_id, value, threshold, partner, detail: rows near a threshold
+    NAME.parquet           any other table: where rows stand in their files, scores, a loss history
+    NAME-00000.parquet …   the same, in shards where it is long: embeddings
     anything else          a model's files, a report
     record.json            what it is and what it was made of: the same bytes whenever and wherever it is made
     run.json               when, where and by which run: never part of an id
@@ -14,12 +16,13 @@ A published folder is `$STORE/<stage>/<fingerprint>/`:
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -110,7 +113,19 @@ class Artifact:
                 table = read_parquet(file, columns)
                 tables.append(table.slice(max(0, start - position), stop - max(start, position)))
             position += rows
-        return pa.concat_tables(tables or [self.schema.empty_table()]).combine_chunks().replace_schema_metadata()
+        return pa.concat_tables(tables or [self._empty(columns)]).combine_chunks().replace_schema_metadata()
+
+    def take(self, positions: Sequence[int], columns: list[str] | None = None) -> pa.Table:
+        """Read the rows at ascending positions, opening only the files that hold them."""
+        wanted = np.asarray(positions, np.int64)
+        tables, start = [], 0
+        for file in self.files():
+            stop = start + pq.ParquetFile(file).metadata.num_rows
+            here = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)]
+            if len(here):
+                tables.append(read_parquet(file, columns).take(pa.array(here - start)))
+            start = stop
+        return pa.concat_tables(tables or [self._empty(columns)]).combine_chunks().replace_schema_metadata()
 
     def find(self, row: uuid.UUID) -> dict[str, Any] | None:
         """Read the one line of a row, if the table has it."""
@@ -121,6 +136,10 @@ class Artifact:
                 line: dict[str, Any] = read_parquet(file).slice(at, 1).to_pylist()[0]
                 return line
         return None
+
+    def _empty(self, columns: list[str] | None) -> pa.Table:
+        empty = self.schema.empty_table()
+        return empty.select(columns) if columns else empty
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Read the table file by file, in row order."""

@@ -129,6 +129,27 @@ def dropped_schema() -> pa.Schema:
     )
 
 
+def dropped_rows(
+    ids: pa.Array,
+    reason: pa.Array | str,
+    score: pa.Array | float | None = None,
+    partner: pa.Array | None = None,
+    detail: pa.Array | str | None = None,
+) -> pa.Table:
+    """Fill the dropped ledger for rows (uuid array): a value for all of them, or one each."""
+    values = {"row_id": ids, "reason": reason, "score": score, "partner": partner, "detail": detail}
+    columns = {
+        field.name: value
+        if isinstance(value, pa.Array | pa.ChunkedArray)
+        else pa.nulls(len(ids), field.type)
+        if value is None
+        else pa.repeat(pa.scalar(value, field.type), len(ids))
+        for field in dropped_schema()
+        for value in [values[field.name]]
+    }
+    return pa.table(columns, schema=dropped_schema())
+
+
 @cache
 def failed_schema() -> pa.Schema:
     """The ledger of rows that a stage could not handle: the error, and where in the input they stand."""

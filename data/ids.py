@@ -34,6 +34,16 @@ def content_ids(table: pa.Table, contract: Contract) -> pa.Array:
     return _hashed(contract.name.encode() + b"\0", (encoded[a:b] for a, b in pairwise(bounds.tolist())))
 
 
+def renew_content_ids(table: pa.Table, contract: Contract, changed: pa.Array) -> pa.Table:
+    """Digest the rows anew that an edit has changed (bool per row), and return the table with their content ids."""
+    if not pc.any(changed).as_py():
+        return table
+    fresh = content_ids(table.filter(changed), contract).storage
+    old = table["content_id"].combine_chunks().storage
+    ids = pa.ExtensionArray.from_storage(ID, pc.replace_with_mask(old, changed, fresh))
+    return table.set_column(table.schema.get_field_index("content_id"), "content_id", ids)
+
+
 def row_ids(source: str, contents: pa.Array, occurrences: dict[bytes, int]) -> pa.Array:
     """Name the rows of a source: uuid array; `occurrences` counts equal contents and is carried on.
 
@@ -67,6 +77,30 @@ def bytes_from_ids(ids: pa.Array) -> list[bytes]:
     values = ids.storage
     unwrapped: list[bytes] = np.frombuffer(values.buffers()[1], "V16", len(values), values.offset * 16).tolist()
     return unwrapped
+
+
+def lots(ids: pa.Array, seed: int) -> npt.NDArray[np.uint64]:
+    """Draw a lot for each row from its id and a seed alone: (n,) uint64; rows sorted by them are a shuffle.
+
+    Whatever order or shard the rows come in, a row draws the same lot.
+    """
+    halves = np.frombuffer(ids.storage.buffers()[1], "<u8", 2 * len(ids), ids.offset * 16).reshape(-1, 2)
+    return mixed(mixed(mixed(halves[:, 0] ^ np.uint64(seed)) ^ halves[:, 1]))
+
+
+def mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Mix 64-bit values so that each bit depends on all (finaliser of SplitMix64, Steele et al. 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    last: npt.NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return last
+
+
+def sortable(ids: pa.Array) -> npt.NDArray[np.bytes_]:
+    """View a uuid array without nulls as 16-byte values, which numpy sorts and compares: (n,) S16."""
+    storage = ids.storage
+    values: npt.NDArray[np.bytes_] = np.frombuffer(storage.buffers()[1], "S16", len(storage), storage.offset * 16)
+    return values
 
 
 def table_digest(batches: Iterable[pa.Table]) -> str:
@@ -115,6 +149,8 @@ class _ColumnDigest:
 
 def _type_name(kind: pa.DataType) -> str:
     """Spell a type without what Arrow and Parquet call a list's elements (`item`, `element`) and nested nullability."""
+    if pa.types.is_fixed_size_list(kind):
+        return f"list<{_type_name(kind.value_type)}>[{kind.list_size}]"
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return f"{'large_' if pa.types.is_large_list(kind) else ''}list<{_type_name(kind.value_type)}>"
     if pa.types.is_struct(kind):
@@ -142,7 +178,8 @@ def _pieces(column: pa.Array, bounds: Bounds) -> list[Piece]:
     """Encode a column as buffers, each with its bounds per row: row i owns `buffer[bounds[i]:bounds[i+1]]`.
 
     Fixed-width values: one validity byte, then the value (zero if null). Text, bytes and
-    lists: an int32 length (-1 if null), then the data or the elements. Structs: validity, then their fields.
+    lists: an int32 length (-1 if null), then the data or the elements. Lists of a fixed size: validity, then the
+    elements. Structs: validity, then their fields.
     """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
@@ -154,6 +191,10 @@ def _pieces(column: pa.Array, bounds: Bounds) -> list[Piece]:
         offsets = np.frombuffer(data.buffers()[1], np.int64)[data.offset : data.offset + len(data) + 1]
         text = data.buffers()[2] or pa.py_buffer(b"")
         return [_lengths(column, np.diff(offsets), bounds), (text, offsets[bounds])]
+    if pa.types.is_fixed_size_list(kind):
+        valid = pa.py_buffer(column.is_valid().to_numpy(zero_copy_only=False))
+        elements = _filled(column) if column.null_count else column.flatten()
+        return [(valid, bounds), *_pieces(elements, bounds * kind.list_size)]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -172,6 +213,15 @@ def _pieces(column: pa.Array, bounds: Bounds) -> list[Piece]:
         values = filled.to_numpy(zero_copy_only=False)
         return [(valid, bounds), (pa.py_buffer(values), bounds * values.itemsize)]
     raise TypeError(f"column type {kind} has no canonical form; use text, numbers, booleans, lists or structs")
+
+
+def _filled(column: pa.Array) -> pa.Array:
+    """Flatten fixed-size lists with the elements of a null list as nulls."""
+    size = column.type.list_size
+    return pa.array(
+        [each for row in column.to_pylist() for each in (row if row is not None else [None] * size)],
+        column.type.value_type,
+    )
 
 
 def _lengths(column: pa.Array, lengths: npt.NDArray[np.integer], bounds: Bounds) -> Piece:

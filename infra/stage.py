@@ -41,6 +41,7 @@ from data.fingerprint import (
     stage_key,
 )
 from data.ids import table_digest
+from infra.memo import Memo
 from infra.progress import say
 from infra.settings import settings
 from infra.store import Store, current_store, write_json
@@ -187,7 +188,7 @@ class Stage(Generic[P]):
                     found,
                     record=found.record,
                 )
-            work = Work(folder)
+            work = Work(folder, Memo(run.store.memo(self.name, _memo_key(key))))
             work.begin()
             measures = self.body(work, parameters, *inputs.values()) or {}
             if work.accepted:
@@ -295,7 +296,7 @@ def _short(value: Any) -> str:
 def describe_outputs(out: Path) -> dict[str, Any]:
     """Digest everything in an output folder: tables logically, other files by their bytes.
 
-    A table of rows names its contract; `files` stands for all files that are not tables.
+    A table of rows, which has content ids, names its contract; `files` stands for all files that are not tables.
     """
     names = sorted({_table_name(path.name) for path in out.glob("*.parquet")})
     outputs: dict[str, Any] = {}
@@ -303,7 +304,7 @@ def describe_outputs(out: Path) -> dict[str, Any]:
         table = Artifact("", "", out, name)
         rows = sum(pq.ParquetFile(file).metadata.num_rows for file in table.files())
         outputs[name] = {"digest": table_digest(table.batches()), "rows": rows}
-        if not (out / f"{name}.parquet").exists():
+        if "content_id" in table.schema.names:
             outputs[name]["contract"] = contract_of(table.schema).name
     own = {out / "record.json", out / "run.json"}
     others = [
@@ -322,6 +323,11 @@ def _table_name(file: str) -> str:
 
 def _identity(artifact: Artifact, kind: str) -> str:
     return artifact.fingerprint if kind == "record" else artifact.digest
+
+
+def _memo_key(key: Mapping[str, Any]) -> str:
+    """What a single row's result depends on, beside its content: everything but the inputs it came in."""
+    return fingerprint_of({name: value for name, value in key.items() if name != "inputs"})
 
 
 def _flat(inputs: Mapping[str, Any]) -> list[Artifact]:

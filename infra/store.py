@@ -3,6 +3,7 @@
     $STORE/<stage>/<fingerprint>/     published, immutable
     $STORE/.work/<stage>-<fingerprint>/   one per fingerprint: finished shards, checkpoints, the output being made
     $STORE/.work/<stage>-<fingerprint>.lease   who holds it (flock: the kernel frees it when the holder dies)
+    $STORE/.memo/<stage>-<key>/       what is remembered of single rows (infra/memo.py)
     $STORE/runs/<run>.json            what each run did
 
 The rename of a work folder's `out` to its published name is the commit: before it nothing is there, after it
@@ -67,6 +68,10 @@ class Store:
                 "use `stillhouse sql` to list artifacts",
             )
         return self.root / stage / fingerprint
+
+    def memo(self, stage: str, key: str) -> Path:
+        """The folder of what is remembered of single rows by a stage, under all of its key but the inputs."""
+        return self.root / ".memo" / self.folder(stage, key).relative_to(self.root).as_posix().replace("/", "-")
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """Return the artifact if it is published."""

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from data.contracts import contract_of, dropped_schema
-from data.ids import content_ids
+from data.contracts import contract_of, dropped_rows
+from data.ids import renew_content_ids
 from data.text import edit_text, lengths
 from infra.shards import Tables, read_shard
 from infra.stage import Measures, Parameters, Rows, stage
@@ -40,26 +40,14 @@ def clean_rows(parameters: CleanParameters, rows: Slice) -> Tables:
     table = rows.read()
     contract = contract_of(table.schema)
     table, changed = edit_text(table, contract, normalise)
-    if pc.any(changed).as_py():
-        fresh = content_ids(table.filter(changed), contract).storage
-        old = table["content_id"].combine_chunks().storage
-        ids = pa.ExtensionArray.from_storage(pa.uuid(), pc.replace_with_mask(old, changed, fresh))
-        table = table.set_column(table.schema.get_field_index("content_id"), "content_id", ids)
+    table = renew_content_ids(table, contract, changed)
     reason, score = out_of_bounds(parameters, lengths(table, contract))
     fine = pc.is_null(reason)
     bad = pc.invert(fine)
-    count = pc.sum(bad).as_py() or 0
-    dropped = {
-        "row_id": table["row_id"].filter(bad),
-        "reason": reason.filter(bad),
-        "score": score.filter(bad),
-        "partner": pa.nulls(count, pa.uuid()),
-        "detail": pa.nulls(count, pa.string()),
-    }
     edited = pc.sum(pc.and_(changed, fine)).as_py() or 0
     return {
         "rows": table.filter(fine),
-        "dropped": pa.table(dropped, schema=dropped_schema()),
+        "dropped": dropped_rows(table["row_id"].filter(bad), reason.filter(bad), score.filter(bad)),
         "edited": pa.table({"rows": [edited]}),
     }
 

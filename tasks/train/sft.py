@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from data.artifact import Artifact
-from data.contracts import ID, dropped_schema
+from data.contracts import dropped_rows
 from data.errors import BadInput
 from data.fingerprint import NOT_IN_KEY
 from infra.child import run_in_child
@@ -132,19 +132,11 @@ def tokenise(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int
     useful = [teaches(mask) for _, mask in encoded]
     kept = [each for each, good in zip(encoded, useful, strict=True) if good]
     useless = rows["row_id"].filter(pa.array([not good for good in useful], pa.bool_()))
-    count = len(useless)
-    dropped = {
-        "row_id": useless,
-        "reason": pa.repeat(pa.scalar("nothing to learn within max_length"), count),
-        "score": pa.repeat(pa.scalar(float(max_length)), count),
-        "partner": pa.nulls(count, ID),
-        "detail": pa.nulls(count, pa.string()),
-    }
     tokens = {
         "input_ids": pa.array([ids for ids, _ in kept], pa.list_(pa.int32())),
         "assistant_masks": pa.array([mask for _, mask in kept], pa.list_(pa.int8())),
     }
-    return pa.table(tokens), pa.table(dropped, schema=dropped_schema()), cut
+    return pa.table(tokens), dropped_rows(useless, "nothing to learn within max_length", float(max_length)), cut
 
 
 def train(
