@@ -9,7 +9,7 @@ Deleting it loses nothing.
     output    its tables and files                   dropped   why a row left, with score and partner
     measure   its numbers                            failed    the error of a row, and where it stands
     run, run_stage   what each run did               origin    the file and line that a row was loaded from
-    trained_on       model -> each row it was trained on
+    tag       each version of each name              trained_on   model -> each row it was trained on
     source_rows(model)   the loaded rows that a model (a fingerprint's first digits) descends from
 """
 
@@ -27,6 +27,7 @@ import duckdb
 
 from data.artifact import Artifact
 from data.errors import BadInput
+from data.tags import Tag, read_tags
 
 INDEX = "lineage.duckdb"
 
@@ -53,6 +54,9 @@ CREATE TABLE run (
     dataset VARCHAR, model VARCHAR, report VARCHAR);
 CREATE TABLE run_stage (
     run VARCHAR, position INTEGER, stage VARCHAR, fingerprint VARCHAR, state VARCHAR, seconds DOUBLE);
+CREATE TABLE tag (
+    name VARCHAR, version INTEGER, stage VARCHAR, fingerprint VARCHAR, output VARCHAR, output_digest VARCHAR,
+    made TIMESTAMP, note VARCHAR);
 CREATE VIEW trained_on AS
     SELECT model.fingerprint AS model, row.row_id, row.content_id, row.source, row.licence
     FROM artifact AS model
@@ -110,8 +114,8 @@ def refresh(store: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Listed under the lock: an older list would take out what another process has just added.
         records = {path: sha256(path.read_bytes()).hexdigest() for path in sorted(store.glob("*/*/record.json"))}
-        runs = sorted(store.glob("runs/*.json"))
-        if _known(index) == (set(records.values()), {path.stem for path in runs}):
+        runs, tags = sorted(store.glob("runs/*.json")), read_tags(store)
+        if _known(index) == (set(records.values()), {path.stem for path in runs}, {_tag_line(tag) for tag in tags}):
             return index
         for rest in store.glob(f"{following.name}*"):  # of a refresh that was killed; DuckDB would replay its log
             rest.unlink()
@@ -130,23 +134,34 @@ def refresh(store: Path) -> Path:
             for path in runs:
                 if path.stem not in seen:
                     _ingest_run(connection, json.loads(path.read_bytes()))
+            connection.execute("DELETE FROM tag")  # they are few, and it takes no care
+            for tag in tags:
+                values = [*_tag_line(tag)[:6], tag.made, tag.note]
+                connection.execute(
+                    "INSERT INTO tag VALUES (?, ?, ?, ?, ?, ?, make_timestamp((? * 1000000)::BIGINT), ?)", values
+                )
         following.rename(index)
     return index
 
 
-def _known(index: Path) -> tuple[set[str], set[str]] | None:
-    """Name the records and runs that the index holds; an index of another schema or DuckDB is removed: None."""
+def _known(index: Path) -> tuple[set[str], set[str], set[tuple[Any, ...]]] | None:
+    """Name the records, runs and tags that the index holds; an index of another schema or DuckDB is removed: None."""
     if not index.exists():
         return None
     try:
         with _open(index, read_only=True) as connection:
             if connection.execute("SELECT schema FROM made_by").fetchone() == (_schema_digest(),):
                 artifacts = {row[0] for row in connection.execute("SELECT record_digest FROM artifact").fetchall()}
-                return artifacts, {row[0] for row in connection.execute("SELECT run FROM run").fetchall()}
+                runs = {row[0] for row in connection.execute("SELECT run FROM run").fetchall()}
+                return artifacts, runs, set(connection.execute("SELECT * EXCLUDE made FROM tag").fetchall())
     except duckdb.Error:
         pass  # unreadable: everything in it stands in the records too
     index.unlink()
     return None
+
+
+def _tag_line(tag: Tag) -> tuple[Any, ...]:
+    return (tag.name, tag.version, tag.stage, tag.fingerprint, tag.output, tag.output_digest, tag.note)
 
 
 def _schema_digest() -> str:

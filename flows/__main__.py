@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from data.errors import BadInput
-from flows import commands
+from flows import commands, datasets
+
+ARTIFACT = "a path in the store, the first digits of a fingerprint, or a tag"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,11 +71,28 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", nargs="?", help="show this one")
     sub.add_argument("--schema", action="store_true", help="its parameters as a JSON Schema")
     sub = add("show", commands.show, "show an artifact: what it is, and what it was made of")
-    sub.add_argument("artifact", help="a path in the store, or the first digits of a fingerprint")
+    sub.add_argument("artifact", help=ARTIFACT)
     sub = add("why", commands.why, "say what happened to a row, stage by stage, and why")
     sub.add_argument("row", help="a row id or its first digits, or FILE:LINE")
     sub = add("trace", commands.trace, "show the ancestors of a row or an artifact")
     sub.add_argument("name", metavar="ROW|ARTIFACT", help="as for why and show")
+    sub = add("diff", datasets.diff, "say which rows two datasets do not share, and why")
+    sub.add_argument("a", help=ARTIFACT)
+    sub.add_argument("b", help="as for A")
+    sub.add_argument("--rows", type=_count, metavar="N", help="list up to N rows of each group (with --json: 20)")
+    sub = add("tag", datasets.tag, "name an artifact, in versions that never change, or list the tags")
+    sub.add_argument("artifact", nargs="?", help=ARTIFACT)
+    sub.add_argument("name", nargs="?", help="the name; it gets the next version")
+    sub.add_argument("--because", default="", metavar="TEXT", help="a note that is kept with the version")
+    sub = add("export", datasets.export, "write a dataset into a folder that Hugging Face datasets reads, with a card")
+    sub.add_argument("artifact", help=ARTIFACT)
+    sub.add_argument("destination", metavar="dest", help="a new folder")
+    sub = add("verify", datasets.verify, "make an artifact again from its sources, and compare")
+    sub.add_argument("artifact", help=ARTIFACT)
+    sub.add_argument("--replay", action="store_true", help="take results of models for single rows from the memo")
+    sub.add_argument(
+        "--source", action="append", default=[], metavar="NAME=PATH", help="where a source lies now, if it was moved"
+    )
     sub = add("sql", commands.sql, "ask the ledger in SQL (DuckDB)")
     sub.add_argument("query", help="for example: FROM artifact")
     sub = add("report", commands.report, "name the report of a run")
@@ -81,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("doctor", commands.doctor, "check this machine and the store")
     sub.add_argument("--deep", action="store_true", help="read every byte of the store again")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}, where a number from 0 is wanted")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Imports wait until a command needs them, so that help answers at once.
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
@@ -14,7 +13,7 @@ from data.errors import BadInput
 def run(options: argparse.Namespace) -> int:
     """Run a recipe."""
     from flows.recipe import find_recipe
-    from flows.show import print_json, step_facts, tell_step
+    from flows.show import near, print_json, step_facts, tell_step
     from infra.flow import run as run_flow
     from infra.settings import settings, use_settings
     from infra.store import current_store
@@ -35,11 +34,13 @@ def run(options: argparse.Namespace) -> int:
             "run": done.identity,
             **{name: str(path) if path else None for name, path in paths.items()},
         }
-        print_json({**facts, "stages": [step_facts(step) for step in done.steps]})
+        print_json({**facts, "tagged": done.tagged, "stages": [step_facts(step) for step in done.steps]})
         return 0
     for name, path in paths.items():
         if path:
-            sys.stdout.write(f"{name:<8} {_near(path)}\n")
+            sys.stdout.write(f"{name:<8} {near(path)}\n")
+    if done.tagged:
+        sys.stdout.write(f"tagged   {done.tagged}\n")
     return 0
 
 
@@ -77,7 +78,7 @@ def recipes(options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     """Show an artifact's record."""
-    from flows.show import print_json, print_table
+    from flows.show import near, print_json, print_table
     from infra.store import current_store
 
     artifact = current_store().resolve(options.artifact)
@@ -85,7 +86,7 @@ def show(options: argparse.Namespace) -> int:
         print_json({**artifact.record, "path": str(artifact.path)})
         return 0
     record = artifact.record
-    sys.stdout.write(f"{artifact.stage} {artifact.fingerprint}\n{_near(artifact.path)}\n\n")
+    sys.stdout.write(f"{artifact.stage} {artifact.fingerprint}\n{near(artifact.path)}\n\n")
     made_of = [
         (each["name"], each["kind"], each["stage"], each["fingerprint"][:12], each["output"] or "")
         for each in record["inputs"]
@@ -115,9 +116,9 @@ def show(options: argparse.Namespace) -> int:
 def why(options: argparse.Namespace) -> int:
     """Say what happened to a row."""
     from data.lineage import history, latest_run
-    from flows.show import print_json, print_table
+    from flows.show import last_text, print_json, print_table
 
-    with _ledger() as connection:
+    with open_ledger() as connection:
         row = _one_row(connection, options.row)
         events = history(connection, row, latest_run(connection, row))
     if options.json:
@@ -125,7 +126,7 @@ def why(options: argparse.Namespace) -> int:
         print_json({"row": str(row), "history": [{name: getattr(event, name) for name in names} for event in events]})
         return 0
     sys.stdout.write(f"row {row}\n")
-    for text in _last_text(events, row):
+    for text in last_text(events, row):
         sys.stdout.write(f"  {text}\n")
     sys.stdout.write("\n")
     print_table(
@@ -142,7 +143,7 @@ def trace(options: argparse.Namespace) -> int:
     from flows.show import print_json, print_table
     from infra.store import current_store
 
-    with _ledger() as connection:
+    with open_ledger() as connection:
         rows = find_rows(connection, options.name)
         if len(rows) == 1:
             found, level = [], [(0, rows[0])]
@@ -199,7 +200,7 @@ def sql(options: argparse.Namespace) -> int:
     from flows.show import print_table
 
     wanted = "one SQL statement over the views of docs/lineage.md"
-    with _ledger() as connection:
+    with open_ledger() as connection:
         try:
             asked = connection.execute(options.query)
             if asked is None:
@@ -215,7 +216,7 @@ def report(options: argparse.Namespace) -> int:
     """Name the report of a run."""
     import json
 
-    from flows.show import print_json
+    from flows.show import near, print_json
     from infra.store import current_store
 
     store = current_store()
@@ -230,7 +231,7 @@ def report(options: argparse.Namespace) -> int:
     if options.json:
         print_json(json.loads((folder / "report.json").read_bytes()))
     else:
-        sys.stdout.write(f"{_near(folder / 'report.html')}\n")
+        sys.stdout.write(f"{near(folder / 'report.html')}\n")
     return 0
 
 
@@ -248,7 +249,12 @@ def doctor(options: argparse.Namespace) -> int:
     return 0 if all(finding.fine for finding in findings) else 1
 
 
-def _ledger() -> Any:
+def open_ledger() -> Any:
+    """Open the ledger of the store that the settings name.
+
+    Raises:
+        BadInput: there is no store.
+    """
     from data.ledger import ledger
     from infra.store import current_store
 
@@ -276,24 +282,3 @@ def _one_row(connection: Any, name: str) -> Any:
             "run `stillhouse sql 'FROM row LIMIT 10'` to see some",
         )
     return rows[0]
-
-
-def _last_text(events: list[Any], row: Any) -> list[str]:
-    """The row's content where it was last seen, one line per column."""
-    from data.artifact import Artifact
-    from data.contracts import contract_of
-    from infra.store import current_store
-
-    for last in reversed([event for event in events if event.output]):
-        table = Artifact(
-            last.stage, last.fingerprint, current_store().folder(last.stage, last.fingerprint), last.output
-        )
-        line = table.find(row) or {}
-        shown = [*contract_of(table.schema).columns, "source", "licence"]
-        return [f"{name}: {str(line[name])[:300]}" for name in shown if line.get(name) is not None]
-    return []
-
-
-def _near(path: Path) -> str:
-    """Write a path from here, if it is below here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

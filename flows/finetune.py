@@ -4,17 +4,18 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from flows.train import tuned
 from infra.flow import Built, flow
 from infra.stage import Parameters
 from tasks.curate.clean import CleanParameters, clean
 from tasks.curate.deduplicate import DeduplicateParameters, deduplicate
 from tasks.curate.load import LoadParameters, load
 from tasks.curate.split import SplitParameters, split
-from tasks.evaluate.compare import CompareParameters, compare
-from tasks.evaluate.evaluate import EvaluateParameters, evaluate
-from tasks.evaluate.report import ReportParameters, report
-from tasks.train.pretrained import PretrainedParameters, pretrained
-from tasks.train.sft import SftParameters, sft
+from tasks.evaluate.compare import CompareParameters
+from tasks.evaluate.evaluate import EvaluateParameters
+from tasks.evaluate.report import ReportParameters
+from tasks.train.pretrained import PretrainedParameters
+from tasks.train.sft import SftParameters
 
 
 class FinetuneParameters(Parameters):
@@ -38,17 +39,9 @@ class FinetuneParameters(Parameters):
 
 @flow
 def finetune(parameters: FinetuneParameters) -> Built:
-    """Rows -> clean -> unique -> train | test; base -> model -> compared -> report."""
+    """Rows -> clean -> unique -> train | test, then as flows/train.py."""
     rows = load(parameters.load)
     cleaned = clean(parameters.clean, rows)
     unique = deduplicate(parameters.deduplicate, cleaned)
     parts = split(parameters.split, unique)
-    base = pretrained(parameters.pretrained)
-
-    model = sft(parameters.sft, parts["train"], base)
-
-    before = evaluate(parameters.evaluate, parts["test"], base)
-    after = evaluate(parameters.evaluate, parts["test"], model)
-    compared = compare(parameters.compare, before, [after])
-    page = report(parameters.report, parts, [rows, cleaned, unique, parts, base, model], [before, after], compared)
-    return Built(dataset=parts, model=model, report=page)
+    return tuned(parameters, parts, [rows, cleaned, unique, parts])

@@ -61,7 +61,8 @@ def quickstart(parameters: QuickstartParameters) -> Built:
         parameters.report,
         parts,
         [rows, cleaned, unique, parts, shuffled, base, *models, control],
+        [],
         [before, *after],
-        compared,
+        [compared],
     )
     return Built(dataset=parts, model=models[0], report=page)

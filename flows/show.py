@@ -5,6 +5,7 @@ import json
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from infra.progress import console, say
@@ -102,3 +103,24 @@ def print_plan(steps: list[Step], as_json: bool) -> None:
         )
         for reason in step.why:
             out.print(f"      {escape(reason)}", soft_wrap=True)
+
+
+def last_text(events: list[Any], row: Any) -> list[str]:
+    """Write a row's content as it was last seen, one line per column."""
+    from data.artifact import Artifact
+    from data.contracts import contract_of
+    from infra.store import current_store
+
+    for last in reversed([event for event in events if event.output]):
+        table = Artifact(
+            last.stage, last.fingerprint, current_store().folder(last.stage, last.fingerprint), last.output
+        )
+        line = table.find(row) or {}
+        shown = [*contract_of(table.schema).columns, "source", "licence"]
+        return [f"{name}: {str(line[name])[:300]}" for name in shown if line.get(name) is not None]
+    return []
+
+
+def near(path: Path) -> str:
+    """Write a path from here, if it is below here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -24,6 +24,8 @@ from pydantic import BaseModel
 
 from data.artifact import Artifact
 from data.errors import BadInput
+from data.graph import ancestors
+from data.tags import check_name, find_tag
 from infra.progress import say
 from infra.shards import stop_ray
 from infra.stage import Run, Step, current_run
@@ -36,6 +38,12 @@ class Built(NamedTuple):
     dataset: Artifact | None = None
     model: Artifact | None = None
     report: Artifact | None = None
+    tag: str = ""  # the name that the dataset is tagged with when all is done
+
+    @property
+    def artifacts(self) -> dict[str, Artifact | None]:
+        """What was made, by what it is."""
+        return {"dataset": self.dataset, "model": self.model, "report": self.report}
 
 
 @dataclass(eq=False)
@@ -61,6 +69,33 @@ def flow(body: Callable[[Any], Built]) -> Flow:
     made = Flow(body.__name__, body)
     update_wrapper(made, body, updated=())
     return made
+
+
+def stored(name: str, *tables: str) -> Artifact:
+    """Begin a flow with a dataset that the store holds, by its tag (`name@v3`) or any other name of an artifact.
+
+    What it was made of counts as stages of the run, all of them cached; the run's record says which version it was.
+
+    Args:
+        name: NAME@vK, NAME for the newest version, or whatever else names an artifact.
+        tables: the tables of rows that it must hold.
+
+    Raises:
+        BadInput: there is no such dataset, or it has not these tables.
+    """
+    run = current_run.get() or Run("none", current_store())
+    tag = find_tag(run.store.root, name)
+    artifact = run.store.resolve(str(tag) if tag else name)
+    there = [table for table, each in artifact.record["outputs"].items() if "contract" in each]
+    if artifact.output or set(tables) - set(there):
+        what = "one table" if artifact.output else f"the tables {', '.join(there)}" if there else "no table of rows"
+        wanted = f"a dataset with the tables {' and '.join(tables)}"
+        raise BadInput(f"{name}, which is {artifact}, {what}", wanted, "name what `split` published, whole")
+    run.stored[name] = {"tag": str(tag) if tag else None, "artifact": f"{artifact.stage}/{artifact.fingerprint}"}
+    for each in ancestors(artifact).there:
+        run.steps.append(Step(each.stage, each.fingerprint, "cached", [], each, record=each.record))
+        run.tell(run.steps[-1])
+    return artifact
 
 
 def plan(flow: Flow, parameters: BaseModel) -> list[Step]:
@@ -90,16 +125,20 @@ def run(flow: Flow, parameters: BaseModel, recipe: str, tell: Callable[[Step], N
     began = time.time()
     identity = time.strftime("%Y%m%dT%H%M%S", time.gmtime(began)) + "-" + secrets.token_hex(3)
     planned, built = _walk(flow, parameters, store)
+    if built.tag:
+        check_name(built.tag)
     current = Run(identity, store, tell=tell)
     state = "failed"
     try:
-        _stop_in_order()
+        stop_in_order()
         if all(step.state == "cached" for step in planned.steps):
             for step in planned.steps:
                 tell(step)
-            current.steps = planned.steps
+            current.steps, current.stored = planned.steps, planned.stored
         else:
             built = _run_with_prefect(flow, parameters, current)
+        if built.tag and built.dataset:
+            current.tagged = str(store.tag(built.dataset, built.tag))
         state = "done"
     finally:
         store.write_run(identity, _summary(flow, recipe, parameters, current, built, state, began))
@@ -118,18 +157,20 @@ def _summary(
         "state": state,
         "began": began,
         "seconds": time.time() - began,
+        "stored": run.stored,
         "stages": [
             {"stage": s.stage, "fingerprint": s.fingerprint, "state": s.state, "seconds": s.seconds} for s in run.steps
         ],
         **{
             name: f"{made.stage}/{made.fingerprint}" if made is not None and state == "done" else None
-            for name, made in built._asdict().items()
+            for name, made in built.artifacts.items()
         },
+        "tagged": run.tagged,
     }
 
 
-def _stop_in_order() -> None:
-    """Let SIGTERM end a run as Ctrl-C does: recorded, and with the ephemeral Prefect server stopped."""
+def stop_in_order() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: what was begun is recorded, stopped and cleared away."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 

@@ -204,7 +204,7 @@ def _run_on_ray(
     tries = settings().max_attempts - 1
     actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=tries, max_task_retries=tries)(_Worker)
     code = ray.put(job)
-    pool = [actor.remote(code) for _ in range(_pool_size(workers, gpus))]
+    pool = [actor.remote() for _ in range(_pool_size(workers, gpus))]
     flying: dict[Any, tuple[Any, Path | None]] = {each.ready.remote(): (each, None) for each in pool}
     following = next(pending, None)
     try:
@@ -215,7 +215,7 @@ def _run_on_ray(
             if isinstance(outcome, BadInput):
                 raise outcome
             if following is not None:
-                flying[free.run.remote(*following)] = (free, following[1])
+                flying[free.run.remote(code, *following)] = (free, following[1])
                 following = next(pending, None)
             if target is not None:
                 yield target, outcome
@@ -225,19 +225,16 @@ def _run_on_ray(
 
 
 class _Worker:
-    """One process of the pool."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    """One process of the pool; what its job loads stays in its module's caches."""
 
     def ready(self) -> None:
         """Answer as soon as the actor has its place."""
 
-    def run(self, payload: Any, target: Path) -> "bool | BadInput":
+    def run(self, job: Job, payload: Any, target: Path) -> "bool | BadInput":
         """Run one shard; bad input is returned as a value, since Ray would wrap it in an exception of its own."""
         try:
             with one_thread():
-                return self.job(payload, target)
+                return job(payload, target)
         except BadInput as error:
             return error
 

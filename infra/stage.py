@@ -98,6 +98,8 @@ class Run:
     store: Store
     planning: bool = False
     steps: list[Step] = field(default_factory=list)
+    stored: dict[str, dict[str, str | None]] = field(default_factory=dict)  # what it began with (infra/flow.py)
+    tagged: str | None = None  # what its dataset is called: name@v3
     perform: Callable[[str, Callable[[], Step]], Step] = lambda name, work: work()
     tell: Callable[[Step], None] = lambda step: None
 
@@ -198,7 +200,8 @@ class Stage(Generic[P]):
             write_json(work.out / "record.json", record)
             seconds = time.time() - began
             made = {"run": run.identity, "began": began, "seconds": seconds, "host": socket.gethostname()}
-            write_json(work.out / "run.json", made)
+            given = parameters.model_dump(mode="json")  # with what no key holds, so that it can be made again
+            write_json(work.out / "run.json", {**made, "parameters": given})
             artifact = run.store.publish(folder, self.name, fingerprint)
         return Step(self.name, fingerprint, "done", why, artifact, seconds, record)
 
@@ -273,10 +276,11 @@ def why_not_cached(store: Store, key: Mapping[str, Any]) -> list[str]:
     if not earlier:
         return ["never made in this store"]
     nearest = min((list(differences(old, key)) for old in earlier), key=len)
-    return [_in_words(*difference) for difference in nearest]
+    return [in_words(*difference) for difference in nearest]
 
 
-def _in_words(where: str, old: Any, new: Any) -> str:
+def in_words(where: str, old: Any, new: Any) -> str:
+    """Say a difference of two keys (data/fingerprint.py) in words."""
     room, _, rest = where.partition("/")
     if room == "code":
         module, _, definition = rest.partition("/")

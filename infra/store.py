@@ -5,6 +5,7 @@
     $STORE/.work/<stage>-<fingerprint>.lease   who holds it (flock: the kernel frees it when the holder dies)
     $STORE/.memo/<stage>-<key>/       what is remembered of single rows (infra/memo.py)
     $STORE/runs/<run>.json            what each run did
+    $STORE/tags/<name>/v<k>.json      names that people gave to artifacts, immutable (data/tags.py)
 
 The rename of a work folder's `out` to its published name is the commit: before it nothing is there, after it
 everything is.
@@ -18,6 +19,7 @@ import re
 import shutil
 import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from typing import Any, TextIO
 from data.artifact import Artifact
 from data.errors import BadInput
 from data.fingerprint import file_digest
+from data.tags import Tag, check_name, find_tag, read_tags
 from infra.failpoint import failpoint
 from infra.settings import settings
 
@@ -85,12 +88,23 @@ class Store:
                 yield Artifact(record.parent.parent.name, record.parent.name, record.parent)
 
     def resolve(self, name: str) -> Artifact:
-        """Find an artifact by its path inside the store or by a prefix of its fingerprint (6 digits or more).
+        """Find an artifact by a path inside the store, 6 or more first digits of its fingerprint, or a tag.
+
+        `:TABLE` after any of them names one of its tables. A tag is looked for first: `./NAME` is always a path.
 
         Raises:
-            BadInput: none or several fit, or the path lies outside the store.
+            BadInput: none or several fit, the path lies outside the store, or a tag's artifact is gone.
         """
-        wanted = "a path inside the store, or the first 6 or more digits of a fingerprint"
+        place, colon, table = name.rpartition(":")
+        if colon and _STAGE.match(table):
+            return self._resolve(place)[table]
+        return self._resolve(name)
+
+    def _resolve(self, name: str) -> Artifact:
+        wanted = "a path inside the store, the first 6 or more digits of a fingerprint, or a tag"
+        tag = find_tag(self.root, name)
+        if tag:
+            return self._tagged(tag)
         if "/" in name or Path(name).is_dir():
             inside = self.root / name  # as in `sft/<fingerprint>`, the form that runs record
             path = (inside if (inside / "record.json").exists() else Path(name)).resolve()
@@ -105,8 +119,46 @@ class Store:
         fitting = [each for each in self.artifacts() if each.fingerprint.startswith(name)] if len(name) >= 6 else []
         if len(fitting) != 1:
             count = f"{len(fitting)} artifacts" if fitting else "no artifact"
-            raise BadInput(f"{count} for {name!r}", wanted, "run `stillhouse sql 'FROM artifact'` to list them")
+            remedy = "run `stillhouse sql 'FROM artifact'` or `stillhouse tag` to list them"
+            raise BadInput(f"{count} for {name!r}", wanted, remedy)
         return fitting[0]
+
+    def _tagged(self, tag: Tag) -> Artifact:
+        """The artifact of a tag; it must still be there, with the content that was tagged."""
+        artifact = self.find(tag.stage, tag.fingerprint)
+        if artifact is None:
+            found = f"{tag}, whose artifact {tag.stage}/{tag.fingerprint} is gone"
+            remedy = "run its recipe again with the code that made it, or name another version"
+            raise BadInput(found, "an artifact that the store holds", remedy)
+        if _content(artifact, tag.output) != tag.output_digest:
+            found = f"{tag}, whose artifact was made again and has other content than when it was tagged"
+            raise BadInput(found, "the content that was tagged", "tag it again: that makes another version")
+        return artifact[tag.output] if tag.output else artifact
+
+    def tag(self, artifact: Artifact, name: str, note: str = "") -> Tag:
+        """Name an artifact, or the table that it points at: as the next version of a name, which never changes.
+
+        Content that the newest version names already keeps that version.
+
+        Raises:
+            BadInput: the name is none that a tag may have, or the store cannot be written.
+        """
+        check_name(name)
+        content = _content(artifact, artifact.output)
+        folder = self.root / "tags" / name
+        with _writing(self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+            while True:
+                newest = next(iter(read_tags(self.root, name)[::-1]), None)
+                version = newest.version + 1 if newest else 1
+                made = Tag(
+                    name, version, artifact.stage, artifact.fingerprint, artifact.output, content, time.time(), note
+                )
+                if newest and newest.names_the_same(made) and self.find(newest.stage, newest.fingerprint):
+                    return newest
+                with suppress(FileExistsError):  # another process took this version: look again
+                    write_once(folder / f"v{version}.json", made._asdict())
+                    return made
 
     @contextmanager
     def lease(self, stage: str, fingerprint: str, run: str, waiting: Callable[[str], None]) -> Iterator[Path]:
@@ -168,6 +220,26 @@ def write_json(path: Path, content: Any) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.rename(path)
+
+
+def write_once(path: Path, content: Any) -> None:
+    """Write JSON as `write_json` does, under a name that nothing has yet.
+
+    Raises:
+        FileExistsError: something has it.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    write_json(partial, content)
+    try:
+        path.hardlink_to(partial)  # unlike a rename, a link replaces nothing
+    finally:
+        partial.unlink()
+
+
+def _content(artifact: Artifact, output: str | None) -> str:
+    """The digest of one table of an artifact, or of all that it holds."""
+    digest: str = artifact.record["outputs"][output]["digest"] if output else artifact.record["output_digest"]
+    return digest
 
 
 def remembered_digest(path: Path) -> str:

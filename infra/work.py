@@ -94,7 +94,12 @@ class Work:
         return map_shards(function, payloads, self.folder / name, total=total, what=self._stage, gpus=gpus, draft=draft)
 
     def remember(
-        self, function: Callable[[Pick], pa.Table], rows: Artifact, size: int = SHARD_ROWS, gpus: float = 0
+        self,
+        function: Callable[[Pick], pa.Table],
+        rows: Artifact,
+        size: int = SHARD_ROWS,
+        gpus: float = 0,
+        places: npt.NDArray[np.int64] | None = None,
     ) -> Iterator[tuple[pa.Array, pa.Table]]:
         """Get a value for every row, out of the memo or computed now, in shards of the rows: (row ids, values).
 
@@ -107,11 +112,13 @@ class Work:
             rows: any table of rows.
             size: rows in one chunk of work.
             gpus: GPUs that one chunk takes on Ray.
+            places: ascending places of the rows to get values for; none: all.
         """
-        contents = sortable(_whole(rows.read([CONTENT])[CONTENT]))
+        places = np.arange(rows.rows) if places is None else places
+        contents = sortable(_whole(rows.read([CONTENT])[CONTENT]))[places]
         _, first = np.unique(contents, return_index=True)
         first.sort()
-        missing = first[self.memo.index().find(contents[first]) < 0]
+        missing = places[first[self.memo.index().find(contents[first]) < 0]]
         if 0 < len(missing) < len(first):
             say(f"  {self._stage}: {len(first) - len(missing):,} of {len(first):,} rows are remembered")
         chunks = [Pick(rows, missing[start : start + size]) for start in range(0, len(missing), size)]
@@ -119,10 +126,9 @@ class Work:
             fill = partial(_fill, self.memo, function)
             map_shards(fill, chunks, Path(notes), total=len(chunks), what=self._stage, gpus=gpus, draft=True)
         index = self.memo.index()
-        for each in self.slices(rows):
-            ids = each.read(["row_id", CONTENT])
-            if len(ids):
-                yield _whole(ids["row_id"]), self.memo.take(index, sortable(_whole(ids[CONTENT])))
+        for start in range(0, len(places), SHARD_ROWS):
+            ids = Pick(rows, places[start : start + SHARD_ROWS]).read(["row_id", CONTENT])
+            yield _whole(ids["row_id"]), self.memo.take(index, sortable(_whole(ids[CONTENT])))
 
     @property
     def _stage(self) -> str:

@@ -5,7 +5,6 @@ vector does not depend on what else is in its batch, an encoder sees fixed shape
 tokens, and every batch has the same number of texts, the last one filled up with copies.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ from infra.models import model_digests, model_files
 from infra.stage import Measures, Parameters, Reference, stage
 from infra.work import Pick, Work
 from tasks.curate.ngrams import ngrams, words_of
+from tasks.train.passes import batches, bucket
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 Vectors = npt.NDArray[np.float32]
 
 HASHING = "hashing"
-BUCKET = 32  # tokens; lengths are padded to multiples of it, so that few shapes occur
 
 
 class EmbedParameters(Parameters):
@@ -45,6 +44,9 @@ class EmbedParameters(Parameters):
     prefix: str = Field("", description="Text put before each, as some encoders want it (E5: `query: `).")
     pooling: Literal["mean", "cls"] = Field(
         "mean", description="Vector of a text: the mean over its tokens, or its first token's."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Arithmetic of an encoder; bf16 is 3 to 4 times as fast where processor or GPU have it."
     )
     max_length: int = Field(256, ge=8, description="Longest text, in tokens; what is longer is cut.")
     batch_size: int = Field(32, ge=1, description="Texts in one pass of an encoder.")
@@ -63,8 +65,10 @@ def embed(work: Work, parameters: EmbedParameters, rows: Reference) -> Measures:
     """Embed each row; output `embeddings`: row_id, vector (float32, unit length), tokens (before any cut).
 
     Raises:
-        BadInput: no such encoder, or it gives vectors that are not finite.
+        BadInput: no rows, no such encoder, or it gives vectors that are not finite.
     """
+    if not rows.rows:
+        raise BadInput(f"{rows} without a row", "rows to embed", "see what the stages before have dropped")
     if parameters.encoder == HASHING:
         function, gpus = partial(hash_rows, parameters), 0
     else:
@@ -116,9 +120,9 @@ def encode_rows(parameters: EmbedParameters, rows: Pick) -> pa.Table:
     """Embed rows by a sentence encoder."""
     table = rows.read()
     texts = row_texts(table, contract_of(table.schema), parameters.part).to_pylist()
-    model, tokenizer = open_encoder(parameters.encoder, parameters.revision)
+    model, tokenizer = open_encoder(parameters.encoder, parameters.revision, parameters.precision)
     limit = min(parameters.max_length, tokenizer.model_max_length)
-    encoded = tokenizer([parameters.prefix + text for text in texts], add_special_tokens=True)["input_ids"]
+    encoded = tokenizer([parameters.prefix + text for text in texts], verbose=False)["input_ids"]
     end = tokenizer.sep_token_id
     cut = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1] if end is None else end] for ids in encoded]
     vectors = np.zeros((len(cut), model.config.hidden_size), np.float32)
@@ -135,21 +139,11 @@ def encode_rows(parameters: EmbedParameters, rows: Pick) -> pa.Table:
     return _remembered(table, unit(vectors), np.array([len(ids) for ids in encoded]))
 
 
-def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Group texts of like length: lists of at most `size` positions, all in one bucket of lengths."""
-    buckets: dict[int, list[int]] = {}
-    for at, length in enumerate(lengths):
-        buckets.setdefault(-(-length // BUCKET), []).append(at)
-    return [
-        bucket[start : start + size] for _, bucket in sorted(buckets.items()) for start in range(0, len(bucket), size)
-    ]
-
-
 def encode(model: "PreTrainedModel", pad: int, texts: list[list[int]], parameters: EmbedParameters) -> Vectors:
     """Pool the last hidden states of token ids: (len(texts), d); the batch is filled up to its constant size."""
     import torch
 
-    width = -(-max(map(len, texts)) // BUCKET) * BUCKET
+    width = bucket(max(map(len, texts)))
     filled = texts + [texts[-1]] * (parameters.batch_size - len(texts))
     ids = torch.tensor([each + [pad] * (width - len(each)) for each in filled], device=model.device)
     mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in filled], device=model.device)
@@ -158,13 +152,13 @@ def encode(model: "PreTrainedModel", pad: int, texts: list[list[int]], parameter
         if parameters.pooling == "cls":
             pooled = hidden[:, 0]
         else:
-            pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+            pooled = (hidden.float() * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
     vectors: Vectors = pooled[: len(texts)].float().cpu().numpy()
     return vectors
 
 
 @lru_cache(maxsize=1)
-def open_encoder(reference: str, revision: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+def open_encoder(reference: str, revision: str, precision: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Open a sentence encoder, once per process, on the device that the settings name."""
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -175,7 +169,8 @@ def open_encoder(reference: str, revision: str) -> tuple["PreTrainedModel", "Pre
     if file.suffix == ".gguf":
         raise BadInput(f"the encoder {file}, in GGUF", "a folder of safetensors", "name the encoder's original folder")
     folder = file.parent
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     return model.to(torch_device()).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 

@@ -70,6 +70,18 @@ def transcript(record: Record) -> dict[str, Any]:
     return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
+def dialogue(record: Record) -> dict[str, Any]:
+    r"""Take a transcript of "\n\nHuman: … \\n\\nAssistant: …" in `text` as its last answer and what came before.
+
+    One question alone is the prompt as it is; of several turns the prompt keeps who said what.
+    """
+    turns = _speakers(text(record, "text"))
+    asked = turns[:-1]
+    names = {"user": "Human", "assistant": "Assistant"}
+    told = "\n\n".join(f"{names[str(turn['role'])]}: {turn['content']}" for turn in asked)
+    return {"prompt": asked[0]["content"] if len(asked) == 1 else told, "completion": turns[-1]["content"]}
+
+
 def labelled(record: Record) -> dict[str, Any]:
     """Take `text` and `label`."""
     return {"text": text(record, "text"), "label": text(record, "label")}
@@ -88,6 +100,7 @@ LAYOUTS: dict[str, tuple[Callable[[Record], dict[str, Any]], str]] = {
     "alpaca": (alpaca, "prompt-completion"),
     "preference": (preference, "preference"),
     "transcript": (transcript, "preference"),
+    "dialogue": (dialogue, "prompt-completion"),
     "labelled": (labelled, "labelled"),
     "unlabelled": (unlabelled, "unlabelled"),
 }

@@ -44,10 +44,13 @@ class Source(Parameters):
         "alpaca",
         "preference",
         "transcript",
+        "dialogue",
         "labelled",
         "unlabelled",
     ] = Field(description="How its records are laid out.")
-    columns: dict[str, str] = Field({}, description="The layout's column -> the file's column, where they differ.")
+    columns: dict[str, str] = Field(
+        {}, description="The layout's column -> the file's, where they differ; `a.0.b` looks into lists and objects."
+    )
     keep: tuple[str, ...] = Field((), description="Further columns to keep, as text.")
     limit: int | None = Field(None, ge=1, description="Rows to read, from the start; none reads all.")
     revision: str = Field("", description="Commit of a hub dataset; default: the newest, looked up at each run.")
@@ -111,13 +114,14 @@ def load(work: Work, parameters: LoadParameters) -> Measures:
         raise BadInput(f"layouts that give {' and '.join(sorted(contracts))} rows", "one contract", "load them apart")
     shards = work.map(parse, chunks(parameters), "parsed", draft=True)
     occurrences: dict[str, dict[bytes, int]] = {name: {} for name in names}
-    origins, failures, filled = [], [], set[tuple[str, str]]()
+    origins, failures, filled, read = [], [], set[tuple[str, str]](), set[str]()
 
     def numbered() -> Iterator[pa.Table]:
         nonlocal filled
         for shard in shards:
             rows, origin, failed = (read_shard(shard, name) for name in ("rows", "origin", "unread"))
             source = (rows if len(rows) else failed)["source"][0].as_py()
+            read.add(source)
             ids = row_ids(source, rows["content_id"].combine_chunks(), occurrences[source])
             origins.append(origin.add_column(0, "row_id", ids))
             broken = row_ids(source, failed["content_id"].combine_chunks(), occurrences[source])
@@ -126,6 +130,9 @@ def load(work: Work, parameters: LoadParameters) -> Measures:
             yield rows.add_column(0, "row_id", ids)
 
     work.write(numbered())
+    if read and (empty := [source for source in parameters.sources if source.name not in read]):
+        found = f"{', '.join(source.path for source in empty)} without a single row"
+        raise BadInput(found, "rows in every source", "put rows into it, or take it out of the recipe")
     _check_kept(parameters, filled)
     work.ledger("failed", failures)
     good, bad = sum(map(len, origins)), sum(map(len, failures))
@@ -212,7 +219,19 @@ def _decode(record: Record) -> dict[str, Any]:
 
 
 def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
+    flat = row | {theirs: _inside(row, theirs) for theirs in columns.values() if "." in theirs and theirs not in row}
+    return {**row, **{ours: flat[theirs] for ours, theirs in columns.items() if theirs in flat}}
+
+
+def _inside(row: dict[str, Any], name: str) -> Any:
+    """Follow a name with dots into lists (by number) and objects (by key); None where it leads nowhere."""
+    at: Any = row
+    for part in name.split("."):
+        if isinstance(at, list) and part.isdigit() and int(part) < len(at):
+            at = at[int(part)]
+        else:
+            at = at.get(part) if isinstance(at, dict) else None
+    return at
 
 
 def _raw(record: Record) -> bytes:

@@ -18,7 +18,7 @@ Hashes = npt.NDArray[np.uint64]
 Bounds = npt.NDArray[np.int64]
 
 _UNSPACED = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])"
-_BETWEEN_WORDS = r"[^\p{L}\p{M}\p{N}]+"
+_BETWEEN_WORDS = r"[^\p{L}\p{M}\p{N} ]+"  # spaces divide as they are: replacing each would take half of all the time
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that no word of an n-gram is lost
 
 
@@ -55,11 +55,10 @@ class Grams(NamedTuple):
 def words_of(texts: pa.Array) -> Words:
     """Split texts (strings without nulls) into words."""
     spaced = pc.replace_substring_regex(pc.utf8_lower(texts), _UNSPACED, r" \1 ")
-    plain = pc.utf8_trim(pc.replace_substring_regex(spaced, _BETWEEN_WORDS, " "), " ")
-    split = pc.split_pattern(plain, " ")
+    split = pc.split_pattern(pc.replace_substring_regex(spaced, _BETWEEN_WORDS, " "), " ")
     bounds = np.concatenate([[0], np.cumsum(pc.list_value_length(split).to_numpy(), dtype=np.int64)])
     words = pc.list_flatten(split)
-    empty = pc.equal(words, "").to_numpy(zero_copy_only=False)  # a text without words is split into one empty one
+    empty = pc.equal(words, "").to_numpy(zero_copy_only=False)  # between two spaces, and at the ends
     if empty.any():
         words = words.filter(pa.array(~empty))
         bounds = np.concatenate([[0], np.cumsum(~empty)])[bounds]

@@ -1,10 +1,12 @@
 """The vectors of rows, out of what `embed` published: joined by row id, never by position."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.artifact import Artifact
 from data.errors import BadInput
@@ -31,11 +33,7 @@ def vectors_of(embeddings: Artifact, ids: pa.Array) -> Vectors:
         vectors[order[at[hit]]] = block[hit]
         found[order[at[hit]]] = True
     if vectors is None or not found.all():
-        raise BadInput(
-            f"{int((~found).sum()):,} of {len(wanted):,} rows without a vector in {embeddings}",
-            "a vector for every row",
-            "embed these rows, with the same artifact of rows as input",
-        )
+        raise _missing(int((~found).sum()), len(wanted), embeddings)
     return vectors
 
 
@@ -62,13 +60,32 @@ def _bad(embeddings: Artifact, what: str) -> BadInput:
     return BadInput(f"{embeddings} with {what}", "finite vectors of one length", "embed the rows again")
 
 
-def as_matrix(column: pa.ChunkedArray) -> Vectors:
+def as_matrix(column: pa.ChunkedArray, dtype: type[np.floating] = np.float32) -> Any:
     """View a column of fixed-size lists as a matrix (n, d)."""
     whole = column.combine_chunks()
     whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) and whole.num_chunks else whole
     size = column.type.list_size
-    matrix: Vectors = whole.flatten().to_numpy(zero_copy_only=False).reshape(-1, size).astype(np.float32, copy=False)
-    return matrix
+    return whole.flatten().to_numpy(zero_copy_only=False).reshape(-1, size).astype(dtype, copy=False)
+
+
+def join(found: pa.Table, ids: pa.Array, embeddings: Artifact) -> pa.Table:
+    """Take the lines of what was found for vectors (row_id and more) that belong to rows (uuid array), in their order.
+
+    Raises:
+        BadInput: there is none for a row.
+    """
+    at = pc.index_in(ids.storage, value_set=found["row_id"].combine_chunks().storage)
+    if at.null_count:
+        raise _missing(at.null_count, len(ids), embeddings)
+    return found.take(at)
+
+
+def _missing(count: int, rows: int, embeddings: Artifact) -> BadInput:
+    return BadInput(
+        f"{count:,} of {rows:,} rows without a vector in {embeddings}",
+        "a vector for every row",
+        "embed these rows, with the same artifact of rows as input",
+    )
 
 
 def check_widths(pool: Vectors, target: Vectors) -> None:

@@ -6,9 +6,8 @@ is wrong.
 """
 
 import re
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +21,8 @@ from infra.devices import torch_device
 from infra.shards import Tables, read_shard
 from infra.stage import Measures, Parameters, Reference, stage
 from infra.work import Work
-from tasks.train.chat import as_messages, encode, encode_prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-BUCKET = 32  # lengths are padded to multiples of this, so that few shapes occur
+from tasks.train.chat import as_messages, encode, encode_prompt, last_stretch
+from tasks.train.passes import generate, mean_losses, open_model
 
 SCORES = pa.schema(
     [
@@ -43,7 +38,7 @@ class EvaluateParameters(Parameters):
     rows: int | None = Field(
         None, ge=1, title="Rows", description="Rows to ask, those of the lowest row ids; none asks all."
     )
-    max_new_tokens: int = Field(64, ge=1, description="Longest answer, in tokens.")
+    max_new_tokens: int = Field(64, ge=0, description="Longest answer, in tokens; 0: no answers, the loss alone.")
     max_length: int = Field(
         1024,
         ge=8,
@@ -88,12 +83,13 @@ def evaluate(work: Work, parameters: EvaluateParameters, rows: Reference, model:
         found = f"{rows.rows} held-out rows, none with a question and an answer within {parameters.max_length} tokens"
         raise BadInput(found, "at least one row to ask", "hold out more rows or raise max_length")
     work.write_single(scores, "scores")
+    answered = parameters.max_new_tokens > 0
     loss, tokens = (scores[name].to_numpy() for name in ("loss", "tokens"))
     return {
         "rows_asked": float(len(scores)),
         "rows_not_asked": float(len(asked) - len(scores)),
         "loss": float(np.average(loss, weights=tokens)),
-        "exact_match": float(pc.mean(scores["correct"].cast(pa.float64())).as_py()),
+        **({"exact_match": float(pc.mean(scores["correct"].cast(pa.float64())).as_py())} if answered else {}),
     }
 
 
@@ -118,14 +114,16 @@ def score_rows(parameters: EvaluateParameters, rows: Artifact, model: Path, posi
     if not fits:
         return {"scores": SCORES.empty_table()}
     prompts = [encode_prompt(tokenizer, turns[at][:-1], lines[at].get("tools")) for at in fits]
-    answers = generate(network, tokenizer, prompts, parameters.batch_size, parameters.max_new_tokens)
+    answers: list[str | None] = [None] * len(prompts)
+    if parameters.max_new_tokens:
+        answers = [*generate(network, tokenizer, prompts, parameters.batch_size, parameters.max_new_tokens)]
     losses = mean_losses(network, tokenizer.pad_token_id, [encoded[at] for at in fits], parameters.batch_size)
     scores = []
     for at, answer, (loss, tokens) in zip(fits, answers, losses, strict=True):
         reference = turns[at][-1]["content"]
         if reference is None:  # a call of tools: what the template makes of it
             reference = tokenizer.decode(last_stretch(*encoded[at]), skip_special_tokens=True)
-        right = extract(parameters, answer)
+        right = None if answer is None else extract(parameters, answer)
         scores.append(
             {
                 "row_id": lines[at]["row_id"],
@@ -133,19 +131,12 @@ def score_rows(parameters: EvaluateParameters, rows: Artifact, model: Path, posi
                 "prompt": turns[at][-2]["content"] or "",
                 "reference": reference,
                 "answer": answer,
-                "correct": right is not None and right == extract(parameters, reference),
+                "correct": None if answer is None else right is not None and right == extract(parameters, reference),
                 "loss": loss,
                 "tokens": tokens,
             }
         )
     return {"scores": pa.Table.from_pylist(scores, schema=SCORES)}
-
-
-def last_stretch(ids: list[int], mask: list[int]) -> list[int]:
-    """Cut out the last run of tokens whose mask is 1."""
-    end = len(mask) - mask[::-1].index(1)
-    start = next((at + 1 for at in range(end - 1, -1, -1) if not mask[at]), 0)
-    return ids[start:end]
 
 
 def extract(parameters: EvaluateParameters, text: str) -> str | None:
@@ -155,60 +146,3 @@ def extract(parameters: EvaluateParameters, text: str) -> str | None:
         return None
     answer = matches[-1][1] or ""
     return "".join(each for each in answer if each not in parameters.ignore_characters)
-
-
-def generate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[list[int]],
-    batch_size: int,
-    max_new_tokens: int,
-) -> list[str]:
-    """Answer encoded prompts greedily, in one batch of constant size: a short one is filled with its last prompt."""
-    import torch
-
-    width = _bucket(max(map(len, prompts)))
-    filled = prompts + [prompts[-1]] * (batch_size - len(prompts))
-    padded = torch.tensor(
-        [[tokenizer.pad_token_id] * (width - len(each)) + each for each in filled], device=model.device
-    )
-    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in filled], device=model.device)
-    with torch.inference_mode():
-        out = model.generate(padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False)
-    return [tokenizer.decode(each[width:], skip_special_tokens=True) for each in out[: len(prompts)].cpu()]
-
-
-def mean_losses(
-    model: "PreTrainedModel", pad: int, rows: list[tuple[list[int], list[int]]], batch_size: int
-) -> list[tuple[float, int]]:
-    """Score (ids, mask) rows: mean nats per masked token, and the number of those tokens."""
-    import torch
-
-    width = _bucket(max(len(ids) for ids, _ in rows))
-    filled = rows + [rows[-1]] * (batch_size - len(rows))
-    ids = torch.tensor([each + [pad] * (width - len(each)) for each, _ in filled], device=model.device)
-    seen = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each, _ in filled], device=model.device)
-    learned = torch.tensor([mask[1:] + [0] * (width - len(mask)) for _, mask in filled], device=model.device)
-    with torch.inference_mode():
-        logits = model(ids, attention_mask=seen).logits[:, :-1].float()
-        nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    sums, counts = (nats * learned).sum(1).tolist(), learned.sum(1).tolist()
-    return [(total / max(count, 1), count) for total, count in zip(sums, counts, strict=True)][: len(rows)]
-
-
-@lru_cache(maxsize=1)
-def open_model(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Open a model of the store for asking, once per process, on the device that the settings name."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
-    return model.to(torch_device()).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def _bucket(length: int) -> int:
-    return -(-length // BUCKET) * BUCKET

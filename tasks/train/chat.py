@@ -243,6 +243,13 @@ def teaches(assistant_mask: Sequence[int]) -> bool:
     return any(assistant_mask[1:])
 
 
+def last_stretch(ids: list[int], mask: list[int]) -> list[int]:
+    """Cut out the last run of tokens whose mask is 1."""
+    end = len(mask) - mask[::-1].index(1)
+    start = next((at + 1 for at in range(end - 1, -1, -1) if not mask[at]), 0)
+    return ids[start:end]
+
+
 def _masked_where(mask: Sequence[int], learn: Sequence[bool]) -> list[int]:
     """Keep the k-th stretch of ones where learn[k] says so."""
     stretches = [(learned, len(list(group))) for learned, group in groupby(mask)]

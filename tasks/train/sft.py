@@ -57,6 +57,12 @@ class SftParameters(Parameters):
         default=None, ge=1, title="Max Steps", description="optimizer steps; None: as many as `epochs` takes"
     )
     batch_size: int = Field(default=32, ge=1, description="rows per optimizer step")
+    steps_per_epoch: int | None = Field(
+        default=None,
+        ge=1,
+        title="Steps Per Epoch",
+        description="optimizer steps in one pass over the rows, however many there are, in place of batch_size",
+    )
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,
@@ -93,6 +99,15 @@ class SftParameters(Parameters):
     def with_seed(self, seed: int) -> SftParameters:
         """Return the same parameters with another seed: a sweep is a list of these."""
         return self.model_copy(update={"seed": seed})
+
+    def fitted(self, rows: int) -> SftParameters:
+        """Return the same parameters with the batch size and steps that `steps_per_epoch` asks for so many rows."""
+        if self.steps_per_epoch is None:
+            return self
+        micro = self.micro_batch_size or 1
+        batch = -(-rows // (self.steps_per_epoch * micro)) * micro
+        steps = self.max_steps or round(self.steps_per_epoch * self.epochs)
+        return self.model_copy(update={"batch_size": batch, "max_steps": max(steps, 1)})
 
     @model_validator(mode="after")
     def _whole_accumulation(self) -> SftParameters:
@@ -166,6 +181,7 @@ def train(
             learn, or a loss that is not finite.
     """
     labelled = with_labels(rows)
+    parameters = parameters.fitted(len(rows))
     _settle(parameters.threads or settings().threads)
     tokenizer = load_tokenizer(base)
     model = load_model(base, tokenizer, parameters.seed)

@@ -24,6 +24,7 @@ from data.ledger import INDEX, ledger, refresh
 from data.lineage import Event, find_rows, history, latest_run, parents, upstream
 from infra.settings import use_settings
 from infra.stage import Measures, Parameters, Rows, stage
+from infra.store import Store
 from infra.work import Work
 from tasks.curate.clean import CleanParameters, clean
 from tasks.curate.deduplicate import DeduplicateParameters, deduplicate
@@ -187,6 +188,32 @@ def test_a_removed_artifact_leaves_the_ledger_and_comes_back_with_its_folder(cop
             assert rows == [row for row in before[table] if lost not in row], table
     (copy / "aside").rename(gone)
     assert everything(copy) == before
+
+
+def test_tags_come_into_the_ledger_and_go_with_their_files(copy: Path, house: House) -> None:
+    ask = "SELECT * EXCLUDE made, made > '2020-01-01' FROM tag ORDER BY ALL"
+
+    def tags() -> list[tuple[object, ...]]:
+        with ledger(copy) as connection:
+            return connection.execute(ask).fetchall()
+
+    assert tags() == []
+    store = Store(copy)
+    store.tag(house.cleaned, "book", "washed")
+    store.tag(house.unique["rows"], "book")
+    first, second = house.cleaned.record["output_digest"], house.unique["rows"].digest
+    assert tags() == [
+        ("book", 1, "clean", house.cleaned.fingerprint, None, first, "washed", True),
+        ("book", 2, "deduplicate", house.unique.fingerprint, "rows", second, "", True),
+    ]
+    inode = (copy / INDEX).stat().st_ino
+    assert len(tags()) == 2
+    assert (copy / INDEX).stat().st_ino == inode
+    (copy / "tags" / "book" / "v2.json").unlink()
+    assert [tag[1] for tag in tags()] == [1]
+    store.tag(house.cleaned, "book")
+    store.tag(house.sound, "book")  # the same version again, with other content
+    assert [tag[2] for tag in tags()] == ["clean", "refuse_poison"]
 
 
 def test_a_ledger_can_be_opened_while_another_is(copy: Path) -> None:

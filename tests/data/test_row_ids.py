@@ -7,12 +7,13 @@ import uuid
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.contracts import UNLABELLED
-from data.ids import content_ids, created_id, ids_from_bytes, row_ids
+from data.ids import content_ids, created_id, ids_from_bytes, lots, row_ids, sortable
 
 REPOSITORY = Path(__file__).parents[2]
 quick = settings(deadline=None, max_examples=60)
@@ -94,3 +95,23 @@ def test_method_and_ordinal_tell_siblings_apart(ids: list[bytes], one: int, othe
 @quick
 def test_bytes_become_the_uuids_that_they_are(raw: list[bytes]) -> None:
     assert [each.bytes for each in ids_from_bytes(b"".join(raw)).to_pylist()] == raw
+
+
+def test_a_lot_depends_on_id_and_seed_alone_and_is_drawn_evenly() -> None:
+    ids = ids_from_bytes(Random(0).randbytes(16 * 10_000))
+    drawn = lots(ids, 7)
+    assert np.array_equal(lots(ids.slice(123, 50), 7), drawn[123:173])
+    assert len(set(drawn.tolist())) == 10_000
+    other = lots(ids, 8)
+    for values in (drawn, other, drawn ^ other):
+        counts = np.bincount((values >> np.uint64(60)).astype(int), minlength=16)
+        assert counts.min() > 500 and counts.max() < 750  # 625 expected, standard deviation 24
+    near = [ids_from_bytes((n).to_bytes(16, "big")) for n in range(64)]  # ids that differ in few bits
+    assert len({int(lots(each, 0)[0]) >> 40 for each in near}) == 64
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=20))
+@quick
+def test_ids_are_sorted_as_their_bytes_are(raw: list[bytes]) -> None:
+    values = sortable(ids_from_bytes(b"".join(raw)))
+    assert [raw[at] for at in np.argsort(values, kind="stable")] == sorted(raw)

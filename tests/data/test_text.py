@@ -4,11 +4,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.contracts import MESSAGES, PREFERENCE, PROMPT_COMPLETION
-from data.text import edit_text, lengths
+from data.contracts import LABELLED, MESSAGES, PREFERENCE, PROMPT_COMPLETION, UNLABELLED, Contract
+from data.errors import BadInput
+from data.text import Part, edit_text, lengths, row_texts
 
 Row = dict[str, Any]
 
@@ -77,3 +79,51 @@ def test_each_column_of_turns_has_its_own_length() -> None:
     row = {"prompt": [turn("ab")], "chosen": [turn("c"), turn("d")], "rejected": [turn(None, "call")]}
     counted = lengths(pa.Table.from_pylist([row], PREFERENCE.schema), PREFERENCE)
     assert {name: each.to_pylist() for name, each in counted.items()} == {"prompt": [2], "chosen": [2], "rejected": [4]}
+
+
+# ---- a row as one text ----
+
+
+def talk(*turns: tuple[str, str | None]) -> list[Row]:
+    return [{"role": role, "content": content, "tool_calls": None} for role, content in turns]
+
+
+AS_TEXT: list[tuple[Contract, Row, str, str, str]] = [
+    (PROMPT_COMPLETION, {"prompt": "p", "completion": "c"}, "p\nc", "p", "c"),
+    (
+        MESSAGES,
+        {"messages": talk(("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b"))},
+        "s\nu\na\nv\nb",
+        "s\nu\na\nv",
+        "b",
+    ),
+    (MESSAGES, {"messages": talk(("user", "u"), ("assistant", None))}, "u\n", "u", ""),
+    (MESSAGES, {"messages": talk(("user", "u"))}, "u", "u", ""),
+    (
+        PREFERENCE,
+        {"prompt": talk(("user", "p")), "chosen": talk(("assistant", "c")), "rejected": talk(("assistant", "r"))},
+        "p\nc\nr",
+        "p",
+        "c",
+    ),
+]
+
+
+@pytest.mark.parametrize(("contract", "row", "whole", "prompt", "answer"), AS_TEXT)
+def test_a_row_is_one_text_or_what_is_asked_or_what_is_answered(
+    contract: Contract, row: Row, whole: str, prompt: str, answer: str
+) -> None:
+    filler = {"prompt": "x", "completion": "y", "messages": talk(("user", "x"), ("assistant", "y")), "tools": None}
+    other = filler if contract is not PREFERENCE else row
+    table = pa.Table.from_pylist([other, row, other], contract.schema).slice(1, 1)
+    parts: list[tuple[Part, str]] = [("all", whole), ("prompt", prompt), ("answer", answer)]
+    for part, text in parts:
+        assert row_texts(table, contract, part).to_pylist() == [text]
+
+
+def test_a_label_is_no_text_and_a_text_no_answer() -> None:
+    table = pa.Table.from_pylist([{"text": "t", "label": "l"}], LABELLED.schema)
+    assert row_texts(table, LABELLED).to_pylist() == row_texts(table, LABELLED, "prompt").to_pylist() == ["t"]
+    for contract in (LABELLED, UNLABELLED):
+        with pytest.raises(BadInput, match="which have no answer"):
+            row_texts(table, contract, "answer")

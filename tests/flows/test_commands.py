@@ -263,16 +263,21 @@ def test_a_comment_in_the_code_runs_nothing_and_other_code_runs_its_stages(folde
         steps: list[dict[str, Any]] = json.loads(ran.stdout)
         return steps
 
-    code = checkout / "tasks" / "curate" / "deduplicate.py"
+    code = checkout / "tasks" / "curate" / "clean.py"
     text = code.read_text()
-    code.write_text(text.replace("def keep_rows", "# kept, not dropped\n\n\ndef keep_rows", 1))
+
+    def edit(before: str, after: str) -> None:
+        assert text.count(before) == 1
+        code.write_text(text.replace(before, after))
+
+    edit("def clean_rows", "# cleaned, not dropped\n\n\ndef clean_rows")
     assert states(plan()) == [(name, "cached") for name in STAGES]
-    code.write_text(text.replace("pa.scalar(1.0)", "pa.scalar(2.0)", 1))
+    edit('"row too long"', '"row much too long"')
     changed = plan()
     assert states(changed)[:4] == [
-        ("load", "cached"), ("clean", "cached"), ("deduplicate", "to run"), ("split", "depends")
+        ("load", "cached"), ("clean", "to run"), ("deduplicate", "depends"), ("split", "depends")
     ]  # fmt: skip
-    assert changed[2]["why"] == ["code: tasks.curate.deduplicate, keep_rows changed"]
+    assert changed[1]["why"] == ["code: tasks.curate.clean, out_of_bounds changed"]
     assert ("scratch", "cached") in states(changed)
     shutil.rmtree(checkout)
 
@@ -374,6 +379,33 @@ def test_report_names_the_page_and_holds_the_facts(done: Done, ask: Ask, capsys:
     for each in facts["ancestry"]:
         assert each["steps"][0]["what"].startswith("loaded from rows.jsonl, line ")
         assert each["steps"][-1]["what"].startswith("trained ")
+
+
+def test_the_dataset_is_exported_with_the_recipe_that_made_it(done: Done, folder: Path, ask: Ask) -> None:
+    assert set(ask("export", Path(done[0]["dataset"]).name, "exported")["files"]) == {
+        "README.md", "stillhouse.json", "data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"
+    }  # fmt: skip
+    card = (folder / "exported" / "README.md").read_text()
+    assert "\n# tiny\n" in card
+    assert str(folder) not in card + (folder / "exported" / "stillhouse.json").read_text()
+    recipe = card.partition("```yaml\n")[2].partition("```")[0]
+    (folder / "again.yaml").write_text(recipe)
+    assert states(ask("plan", "again.yaml")) == [(name, "cached") for name in STAGES]
+
+
+def test_the_whole_run_is_made_again_with_its_models_and_report(
+    done: Done, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the report, which reads the records of all others: equal to the byte, trainings included."""
+    code = main(["verify", Path(done[0]["report"]).parent.name, "--json"])
+    out, said = capsys.readouterr()
+    assert code == 0, out
+    verdicts = json.loads(out)["stages"]
+    assert Counter(each["stage"] for each in verdicts) == Counter(STAGES)
+    assert {(each["state"], each["bytes"]) for each in verdicts} == {("same", "same")}
+    models = [stage["fingerprint"][:12] for stage in done[0]["stages"] if stage["stage"] == "sft"]
+    assert "trained again" in said
+    assert all(model in said for model in models)
 
 
 def test_doctor_finds_nothing_wrong_and_finds_a_changed_byte(

@@ -20,6 +20,7 @@ from data.contracts import UNLABELLED, dropped_schema, failed_schema
 from data.errors import BadInput
 from data.fingerprint import NOT_IN_KEY
 from data.ids import content_ids, row_ids
+from infra.memo import Memo
 from infra.settings import settings, use_settings
 from infra.shards import Tables, Unfinished
 from infra.stage import Measures, Parameters, Pending, Records, Reference, References, Rows, Run, current_run, stage
@@ -165,7 +166,7 @@ def test_a_second_call_answers_from_the_store(store: Store) -> None:
 
 
 def test_a_body_can_be_called_without_a_store(tmp_path: Path) -> None:
-    work = Work(tmp_path)
+    work = Work(tmp_path, Memo(tmp_path / "memo"))
     work.begin()
     assert write.body(work, Words(words=("a",))) == {"letters": 1.0}
     assert [path.name for path in work.out.iterdir()] == ["rows-00000.parquet"]

@@ -14,6 +14,7 @@ import pytest
 from data.artifact import Artifact
 from data.errors import BadInput
 from data.fingerprint import file_digest
+from data.tags import read_tags
 from infra.settings import use_settings
 from infra.store import Store, remembered_digest
 
@@ -28,10 +29,11 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
-def put(store: Store, stage: str, fingerprint: str) -> Artifact:
+def put(store: Store, stage: str, fingerprint: str, **digests: str) -> Artifact:
+    record = {"outputs": {name: {"digest": each} for name, each in digests.items()}, "output_digest": repr(digests)}
     with store.lease(stage, fingerprint, "test", unexpected) as work:
         (work / "out").mkdir()
-        (work / "out" / "record.json").write_text("{}")
+        (work / "out" / "record.json").write_text(json.dumps(record))
         return store.publish(work, stage, fingerprint)
 
 
@@ -111,6 +113,137 @@ def test_artifacts_are_listed_by_stage_and_fingerprint(store: Store) -> None:
     assert [(each.stage, each.fingerprint) for each in store.artifacts()] == [
         ("clean", ONE), ("clean", TWO), ("split", ONE)
     ]  # fmt: skip
+
+
+# ---- tags ----
+
+
+def test_a_tag_names_an_artifact_in_versions(store: Store) -> None:
+    first, second = put(store, "split", ONE, train="1"), put(store, "split", TWO, train="2")
+    assert str(store.tag(first, "book", "because")) == "book@v1"
+    assert str(store.tag(second, "book")) == "book@v2"
+    assert store.resolve("book@v1") == first
+    assert store.resolve("book") == store.resolve("book@v2") == second
+    kept = json.loads((store.root / "tags" / "book" / "v1.json").read_bytes())
+    assert kept.pop("made") > 0
+    assert kept == {
+        "name": "book", "version": 1, "stage": "split", "fingerprint": ONE, "output": None,
+        "output_digest": first.record["output_digest"], "note": "because",
+    }  # fmt: skip
+
+
+def test_what_the_newest_version_names_keeps_it(store: Store) -> None:
+    first, second = put(store, "split", ONE, train="1"), put(store, "split", TWO, train="2")
+    assert [store.tag(each, "book").version for each in (first, first, second, second, first)] == [1, 1, 2, 2, 3]
+    again = put(store, "split", "c" * 32, train="1")  # other code, say, and the same content
+    assert store.tag(again, "book").version == 3
+    assert store.resolve("book") == first
+    assert len(list((store.root / "tags" / "book").iterdir())) == 3
+
+
+def test_equal_content_of_another_stage_or_table_is_another_version(store: Store) -> None:
+    made = put(store, "split", ONE, train="1", test="1")
+    assert store.tag(made["train"], "book").version == 1
+    assert store.tag(made["test"], "book").version == 2
+    assert store.tag(put(store, "clean", ONE, train="1")["train"], "book").version == 3
+
+
+def test_a_table_is_named_after_a_colon(store: Store) -> None:
+    made = put(store, "split", ONE, train="1", test="2")
+    store.tag(made, "book")
+    assert store.resolve("book:train") == store.resolve("book@v1:train") == store.resolve(f"{ONE}:train")
+    assert store.resolve(f"{made.path}:test") == made["test"]
+    store.tag(store.resolve("book:train"), "book-train")
+    assert store.resolve("book-train") == made["train"]
+    assert "asked for its 'rows'" in refusal(store, "book:rows").found
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Book", "böök", "a b", "../book", "a/b", "-book", ".book", "book\n", "a" * 101, "book@v1", "a:b"]
+)
+def test_a_tag_of_other_characters_is_refused(store: Store, name: str) -> None:
+    with pytest.raises(BadInput, match="lower-case letters"):
+        store.tag(put(store, "clean", ONE), name)
+    assert not list(store.root.glob("tags/**/*.json"))
+
+
+@pytest.mark.parametrize("name", ["abcdef", "123456", "20261124", "0123456789abcdef" * 2, "abcdef01-2345"])
+def test_a_tag_that_could_be_first_digits_is_refused(store: Store, name: str) -> None:
+    with pytest.raises(BadInput, match="first digits"):
+        store.tag(put(store, "clean", ONE), name)
+
+
+@pytest.mark.parametrize("name", ["a", "abcde", "facade-2", "2026-11-24", "book.v2", "a_b", "0", "abcdefg"])
+def test_other_names_are_fine(store: Store, name: str) -> None:
+    made = put(store, "clean", ONE)
+    assert str(store.tag(made, name)) == f"{name}@v1"
+    assert store.resolve(name) == store.resolve(f"{name}@v1") == made
+
+
+def test_a_tag_comes_before_a_folder_of_its_name(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = put(store, "clean", ONE)
+    store.tag(made, "book")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book").mkdir()
+    assert store.resolve("book") == made
+    assert "outside the store" in refusal(store, "./book").found
+
+
+def test_a_version_that_is_not_there_is_refused(store: Store) -> None:
+    store.tag(put(store, "clean", ONE), "book")
+    for version in ("v2", "v0", "v01", "1", "", "v1x"):
+        refused = refusal(store, f"book@{version}")
+        assert f"no version {version!r}" in refused.found
+        assert "book@v1" in refused.wanted
+    assert "no artifact for 'bock@v1'" in refusal(store, "bock@v1").found
+
+
+def test_a_tag_whose_artifact_is_gone_or_other_says_so(store: Store) -> None:
+    made = put(store, "clean", ONE, rows="1")
+    store.tag(made, "book")
+    made.path.rename(store.root / "aside")
+    assert f"book@v1, whose artifact clean/{ONE} is gone" in refusal(store, "book").found
+    other = put(store, "clean", ONE, rows="2")
+    assert "other content than when it was tagged" in refusal(store, "book@v1").found
+    assert store.tag(other, "book").version == 2
+    assert store.resolve("book") == other
+
+
+def test_a_version_that_names_what_is_gone_is_followed_by_another(store: Store) -> None:
+    made = put(store, "clean", ONE, rows="1")
+    assert store.tag(made, "book").version == 1
+    made.path.rename(store.root / "aside")
+    assert store.tag(put(store, "clean", TWO, rows="1"), "book").version == 2
+
+
+TAG = """
+import sys
+from pathlib import Path
+from infra.store import Store
+
+store = Store(Path(sys.argv[1]))
+print(*(store.tag(store.find("clean", sys.argv[2] * 32), "book").version for _ in range(20)))
+"""
+
+
+def test_processes_that_tag_at_once_never_make_one_version_twice(store: Store) -> None:
+    """Four processes tag four artifacts in turn, so that each call wants a new version."""
+    for digit in "abcd":
+        put(store, "clean", digit * 32, rows=digit)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TAG, str(store.root), digit], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for digit in "abcd"
+    ]
+    versions = {digit: process.communicate()[0].split() for digit, process in zip("abcd", processes, strict=True)}
+    tags = {tag.version: tag.fingerprint[0] for tag in read_tags(store.root, "book")}
+    assert len(tags) >= 4
+    assert sorted(tags) == list(range(1, len(tags) + 1))
+    for digit, given in versions.items():
+        assert {tags[int(version)] for version in given} == {digit}
+    assert not [file for file in (store.root / "tags" / "book").iterdir() if not file.name.startswith("v")]
 
 
 # ---- folders that cannot be written ----

@@ -16,6 +16,12 @@ def turn(role: str, content: str | None, calls: str | None = None) -> dict[str, 
 
 
 GOOD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("dialogue", {"text": "\n\nHuman: q\n\nAssistant: a"}, {"prompt": "q", "completion": "a"}),
+    (
+        "dialogue",
+        {"text": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: b"},
+        {"prompt": "Human: q\n\nAssistant: a\n\nHuman: r", "completion": "b"},
+    ),
     ("prompt-completion", {"prompt": "p", "completion": "c", "more": 1}, {"prompt": "p", "completion": "c"}),
     ("prompt-completion", {"prompt": 2, "completion": -3}, {"prompt": "2", "completion": "-3"}),
     (
@@ -80,6 +86,8 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("dialogue", {"text": "Human: q"}, "does not start with"),
+    ("dialogue", {"text": "\n\nHuman: q"}, "does not end with the assistant"),
     ("prompt-completion", {"question": "q", "answer": "a"}, "no column 'prompt'; the row has question, answer"),
     ("prompt-completion", {"prompt": "p", "completion": None}, "column 'completion' holds nothing, not text"),
     ("prompt-completion", {"prompt": "p", "completion": True}, "column 'completion' holds bool, not text"),

@@ -328,3 +328,32 @@ def test_a_column_to_keep_that_no_row_has_is_refused(tmp_path: Path) -> None:
     source = Source(path=str(path), licence="CC0-1.0", layout="prompt-completion", keep=("taks",))
     with use_settings(store=tmp_path / "store"), pytest.raises(BadInput, match="without a value in taks"):
         load(LoadParameters(sources=(source,)))
+
+
+@pytest.mark.usefixtures("store")
+def test_a_column_may_lie_inside_lists_and_objects(loaded: Any) -> None:
+    records = [
+        {"q": "one", "instances": [{"output": "first"}, {"output": "second"}]},
+        {"q": "two", "instances": [{"output": "only"}]},
+        {"q": "three", "instances": [], "a.b": "flat"},
+    ]
+    columns = {"prompt": "q", "completion": "instances.0.output"}
+    path = {"columns": columns}
+    rows = loaded(records[:2], "nested", **path)
+    assert rows.read(["completion"])["completion"].to_pylist() == ["first", "only"]
+    assert loaded(records[2:], "flat", columns={"prompt": "q", "completion": "a.b"}).rows == 1
+    with pytest.raises(BadInput, match="'completion' holds nothing"):
+        loaded(records[2:], "none", **path)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(("name", "content"), [("blank.jsonl", "\n\n"), ("none.json", "[]"), ("head.csv", "prompt\n")])
+def test_a_source_without_rows_is_refused_though_others_have_some(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    (tmp_path / "full.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
+    given = [
+        {"path": str(tmp_path / each), "licence": "MIT", "layout": "prompt-completion"} for each in ("full.jsonl", name)
+    ]
+    with pytest.raises(BadInput) as refused:
+        load(LoadParameters.model_validate({"sources": given}))
+    assert name in refused.value.found and "full.jsonl" not in refused.value.found

@@ -1,7 +1,6 @@
 import copy
 import itertools
 import json
-import math
 import re
 import subprocess
 import sys
@@ -13,130 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.evaluate.render import (
-    LABEL_GAP,
-    MINUS,
-    NONE,
-    brief,
-    curves,
-    diff,
-    forest,
-    funnel,
-    number,
-    percent,
-    points,
-    printable,
-    render,
-    signed,
-    spread,
-    ticks,
-)
+from data.fingerprint import code_digests
+from tasks.evaluate.formats import number
+from tasks.evaluate.render import PAGE, PARTS, beside, diff, render
+from tests.tasks.evaluate.samples import HOSTILE, sample
 
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\" onload='x' {{ 7*7 }} </style> \x00\x1b[31m\ud800"
-VOID = {"meta", "br", "img", "link"}
-
-
-def _id(i: int) -> str:
-    return f"{i * 2654435761 % 2**32:08x}-5c1e-8d0b-9f3a-{i * 97 + 11:012x}"
-
-
-def _fingerprint(i: int) -> str:
-    return f"{i * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128:032x}"
-
-
-# fmt: off
-def _stage(i: int, name: str, rows_in: int, out: int, *reasons: Any, **more: Any) -> dict[str, Any]:
-    left = [
-        {"reason": reason, "kind": kind, "rows": rows, "example": {
-            "row_id": _id(i * 10 + j), "text": text, "partner": partner, "score": score, "detail": detail}}
-        for j, (reason, kind, rows, text, partner, score, detail) in enumerate(reasons)
-    ]
-    gone = {kind: sum(r["rows"] for r in left if r["kind"] == kind) for kind in ("dropped", "failed")}
-    return {
-        "stage": name, "fingerprint": _fingerprint(i + 1), "class": "float" if name == "sft" else "exact",
-        "rows_in": rows_in, "rows_out": out, "rows_created": 0, "rows_consumed": 0,
-        "rows_dropped": gone["dropped"], "rows_failed": gone["failed"], "tables": {"rows": out},
-        "reasons": left, **more,
-    }
-
-
-def _loss(seed: int, steps: int) -> dict[str, Any]:
-    noise = [math.sin(12.9898 * (i + 1) * (seed + 1.7)) * 43758.5453 % 1 - 0.5 for i in range(steps)]
-    means = [0.11 + 4.3 * math.exp(-i / (26 + 3 * seed)) for i in range(steps)]
-    loss = [round(means[i] + 0.35 * noise[i] * math.exp(-i / 70), 4) for i in range(steps)]
-    return {"model": f"seed {seed}", "fingerprint": _fingerprint(40 + seed),
-            "steps": [10 * (i + 1) for i in range(steps)], "loss": loss}
-
-
-def _model(name: str, i: int, score: float, loss: float, spread: float | None) -> dict[str, Any]:
-    change = spread and {"mean": score - 0.003, "low": score - 0.003 - spread, "high": score - 0.003 + spread}
-    fall = spread and {"mean": loss - 4.41, "low": loss - 4.41 - 4 * spread, "high": loss - 4.41 + 4 * spread}
-    return {"name": name, "fingerprint": _fingerprint(i), "exact_match": score, "loss": loss,
-            "exact_match_low": max(0, score - 0.02), "exact_match_high": min(1, score + 0.02),
-            "difference": change, "loss_difference": fall}
-
-
-def sample() -> dict[str, Any]:
-    """A report such as the quickstart makes, with hostile texts in it."""
-    long = " ".join(f"Sentence {i} goes on about nothing in particular." for i in range(30))
-    french = "Ceci n'est pas une phrase anglaise. " + long
-    seeds = ["seed 0", "seed 1", "seed 2"]
-    turns = [("Reverse the word: lantern", "nretnal", ["the the the the", "nretnal", "nretnal"]),
-             (f"Repeat exactly: {HOSTILE}", HOSTILE, ["", HOSTILE, long]),
-             ("How many vowels are in “distillation”?", "5", ["a a a a a a", "5", "6"])]
-    return {
-        "title": "quickstart", "flow": "sft",
-        "headline": [{"label": "rows kept", "value": "3,812 of 4,020"},
-                     {"label": "exact match, base", "value": "0.3%"},
-                     {"label": "exact match, trained", "value": "93.7%"},
-                     {"label": "difference, 95% interval", "value": "+90.3 to +96.0"},
-                     {"label": "trained in", "value": "2 min 14 s"}],
-        "stages": [
-            _stage(0, "load", 0, 4017,
-                   ("unreadable line", "failed", 3, '{"prompt', None, None, "line 912"), rows_created=4017),
-            _stage(1, "clean", 4017, 4001, ("empty", "dropped", 16, "\u200b \n ", None, None, None)),
-            _stage(2, "filter", 4001, 3724,
-                   ("too short", "dropped", 190, "ok", None, 2.0, "2 characters, wanted 8"),
-                   ("mostly symbols", "dropped", 62, HOSTILE, None, 0.71, "0.71 of the text, limit 0.5"),
-                   ("wrong language", "dropped", 25, french, None, 0.98, "fr")),
-            _stage(3, "deduplicate", 3724, 3281,
-                   ("duplicate", "dropped", 298, "Reverse the word: lantern", _id(7), 1.0, None),
-                   ("near duplicate", "dropped", 145, "Reverse the word : lantern.", _id(7), 0.914, None)),
-            _stage(4, "decontaminate", 3281, 3274,
-                   ("in evaluation set", "dropped", 7, "Sort: copper", _id(8), 0.88, None)),
-            _stage(5, "synthesize", 3274, 3812, rows_created=538),
-            _stage(6, "split", 3812, 3812, tables={"train": 3412, "test": 400}),
-            _stage(7, "sft", 3412, 0,
-                   ("longer than the context", "dropped", 9, long, None, None, "1,204 tokens"), tables={}),
-        ],
-        "losses": [_loss(seed, 120) for seed in range(3)],
-        "comparison": {"metric": "exact match", "rows": 300, "level": 0.95, "models": [
-            _model("base", 39, 0.003, 4.41, None), _model("seed 0", 40, 0.937, 0.31, 0.028),
-            _model("seed 1", 41, 0.913, 0.35, 0.032), _model("seed 2", 42, 0.02, 2.21, 0.021)]},
-        "by_group": [{"group": group, "rows": 60, "scores": {
-            "base": 0.0 if i else 0.0167, "seed 0": 1 - 0.05 * i, "seed 1": 0.95 - 0.13 * i, "seed 2": 0.0}}
-            for i, group in enumerate(["reverse", "sort letters", "count vowels", "uppercase", "add"])],
-        "generations": [{"row_id": _id(100 + i), "prompt": prompt, "reference": reference, "answers": [
-            {"model": model, "text": text, "correct": text == reference}
-            for model, text in zip(["base", *seeds], texts, strict=False)]}
-            for i, (prompt, reference, texts) in enumerate(turns)],
-        "ancestry": [{"row_id": _id(200 + i), "text": "Reverse the word: lantern → nretnal", "steps": [
-            {"stage": "load", "fingerprint": _fingerprint(1), "before": None, "after": None,
-             "what": f"loaded from quickstart.jsonl, line {17 + i}"},
-            {"stage": "clean", "fingerprint": _fingerprint(2), "what": "edited",
-             "before": "Reverse  the word:\tlantern &amp; more" + HOSTILE * i,
-             "after": "Reverse the word: lantern"},
-            {"stage": "deduplicate", "fingerprint": _fingerprint(4), "what": "kept; 4 equal rows dropped"},
-            {"stage": "sft", "what": "trained seed 0, seed 1 and seed 2"}]} for i in range(2)],
-        "provenance": {
-            "dataset": {"stage": "split", "fingerprint": _fingerprint(7), "digest": _fingerprint(70) * 2},
-            "models": [{"name": name, "fingerprint": _fingerprint(40 + i), "digest": _fingerprint(80 + i) * 2}
-                       for i, name in enumerate(seeds)],
-            "sources": [{"name": "quickstart", "rows": 4020, "licence": "CC0-1.0", "digest": "ab" * 32}],
-            "packages": {"trl": "1.16.0", "torch": "2.15.0", "transformers": "5.23.1", "duckdb": "2.0.3",
-                         "pyarrow": "26.0.0", "numpy": "2.4.1"}},
-    }
-# fmt: on
+VOID = {"meta", "br", "img", "link", "wbr"}
 
 
 class Page(HTMLParser):
@@ -266,80 +147,6 @@ def test_every_reason_and_count_is_on_the_page() -> None:
     assert "4,017" in page and "CC0-1.0" in page and "✓ right" in page and "✗ wrong" in page
 
 
-def test_funnel_bars_share_one_scale_and_lose_no_row() -> None:
-    stages = sample()["stages"]
-    bars = funnel(stages)
-    for stage, bar in zip(stages, bars, strict=True):
-        rows = sum(part["rows"] for part in bar["segments"])
-        left = stage["rows_out"] + stage["rows_consumed"] + stage["rows_dropped"] + stage["rows_failed"]
-        assert rows == max(left, stage["rows_in"] + (stage["rows_created"] if stage["rows_in"] else 0))
-        assert bar["segments"][-1]["x"] + bar["segments"][-1]["width"] <= 100 + 1e-6
-        assert all(part["width"] > 0 for part in bar["segments"])
-    assert bars[0]["segments"][0]["kind"] == "kept"
-    assert bars[3]["onward"] == pytest.approx(100 * 3281 / 4020)
-    assert bars[-2]["cuts"] == [pytest.approx(100 * 3412 / 4020)]
-    assert bars[-1]["segments"][0]["name"] == "used" and bars[-1]["onward"] is None
-    (trained,) = funnel([{"stage": "sft", "rows_in": 9, "rows_consumed": 8, "rows_dropped": 1, "trains": True}])
-    assert [(part["name"], part["rows"]) for part in trained["segments"]] == [("trained on", 8), ("dropped", 1)]
-
-
-def test_reasons_that_do_not_add_up_are_completed() -> None:
-    stage = _stage(1, "filter", 10, 4) | {"rows_dropped": 5, "rows_failed": 1}
-    assert [(part["name"], part["rows"]) for part in funnel([stage])[0]["segments"]] == [
-        ("kept", 4), ("dropped", 5), ("failed", 1)]  # fmt: skip
-
-
-def test_curves_choose_a_log_scale_when_losses_span_much_and_skip_what_is_not_finite() -> None:
-    wide = curves([{"model": "a", "steps": [1, 2, 3, 4], "loss": [4.0, math.nan, None, 0.1]}])
-    narrow = curves([{"model": "a", "steps": [1], "loss": [4.0]}])
-    assert wide and wide["log"] and wide["lines"][0]["path"].count(",") == 2
-    assert narrow and not narrow["log"] and narrow["x"]
-    assert curves([{"model": "a", "steps": [1], "loss": [math.inf]}]) is None
-
-
-def test_forest_shows_zero_and_marks_intervals_that_cross_it() -> None:
-    models = sample()["comparison"]["models"]
-    plot = forest(models, "difference", 100)
-    assert plot and [row["name"] for row in plot["rows"]] == ["seed 0", "seed 1", "seed 2"]
-    assert all(0 < row["low"] < row["mean"] < row["high"] < 100 for row in plot["rows"])
-    assert render(sample()).count('class="mean crosses"') == 1
-    assert 0 < plot["zero"] < 100
-    zero = next(tick for tick in plot["ticks"] if tick["text"] == "0")
-    assert zero["at"] == pytest.approx(plot["zero"])
-    assert forest(models[:1], "difference", 100) is None
-    none = {"name": "same", "difference": {"mean": 0.0, "low": 0.0, "high": 0.0}}
-    assert forest([none], "difference", 100)
-
-
-@pytest.mark.parametrize(("written", "wanted"), [
-    (number(4020), "4,020"), (number(0.30000001), "0.300"), (number(math.nan), NONE),
-    (number(-1234567), MINUS + "1,234,567"), (percent(0.0), "0%"), (percent(0.5), "50%"),
-    (percent(1), "100%"), (percent(0.9996), ">99.9%"), (percent(None), NONE), (signed(0.0), "0.00"),
-    (signed(-0.001), "0.00"), (signed(0.126), "+0.13"), (points(-0.0312), MINUS + "3.1"),
-    (brief("seed 0"), "seed 0"), (brief("sft lr 2e-5 warm-up 0.1 seed 3"), "sft lr … seed 3"),
-    (printable({"a": ["x\x00\r\n\ud800"]}), {"a": ["x␀\n\ufffd"]}),
-])  # fmt: skip
-def test_numbers_and_texts(written: object, wanted: object) -> None:
-    assert written == wanted
-
-
-@given(st.lists(st.floats(0, 260), max_size=12))
-def test_labels_keep_their_distance_and_their_order(wanted: list[float]) -> None:
-    placed = spread(wanted, LABEL_GAP)
-    ordered = sorted(placed)
-    assert all(after - before >= LABEL_GAP - 1e-6 for before, after in itertools.pairwise(ordered))
-    order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
-    assert [placed[i] for i in order] == ordered
-    assert spread([10.0, 11.0, 50.0], 10) == [1.0, 11.0, 50.0]
-
-
-@given(st.floats(-1e4, 1e4), st.floats(1e-6, 1e4))
-def test_ticks_are_few_inside_and_even(low: float, width: float) -> None:
-    found = ticks(low, low + width)
-    assert 1 <= len(found) <= 7
-    assert all(low - 1e-6 * width - 1e-9 <= tick <= low + width + 1e-6 * width + 1e-9 for tick in found)
-
-
 @given(st.text("ab ,\n", max_size=40), st.text("ab ,\n", max_size=40))
 def test_a_diff_holds_both_texts(before: str, after: str) -> None:
     def side(kind: str) -> str:
@@ -352,6 +159,97 @@ def test_a_diff_holds_both_texts(before: str, after: str) -> None:
 def test_a_diff_of_long_texts_does_not_take_for_ever() -> None:
     long = "word " * 5000
     assert diff(long, long + "x") == [("del", long), ("ins", long + "x")]
+
+
+@given(st.text("ab ,\n", max_size=40), st.text("ab ,\n", max_size=40))
+def test_texts_beside_each_other_are_whole(left: str, right: str) -> None:
+    compared = beside(left, right)
+    if compared:
+        assert "".join(text for _, text in compared[0]) == left
+        assert "".join(text for _, text in compared[1]) == right
+        same = [[text for kind, text in side if kind == "same"] for side in compared]
+        assert same[0] == same[1]
+
+
+def test_texts_with_little_in_common_are_not_compared_word_by_word() -> None:
+    assert beside("one two three four", "five six seven eight nine") is None
+    assert beside("word " * 5000, "word " * 5000) is None
+    assert beside("the old cat sat", "the new cat sat")
+
+
+def test_every_part_of_the_page_is_in_the_key_of_a_report() -> None:
+    folder = Path(__file__).parents[3] / "tasks" / "evaluate"
+    there = {str(path.relative_to(folder)) for path in (folder / "templates").iterdir()}
+    assert there == {PAGE, *PARTS}
+    named = code_digests("tasks.evaluate.report")["tasks.evaluate.render"]
+    assert there <= set(named)
+
+
+def test_selections_are_drawn_named_and_counted() -> None:
+    page = render(sample())
+    elements = Page(page)
+    maps = [svg for svg in elements.all("svg") if (svg.get("class") or "").startswith("map")]
+    assert len(maps) == 3
+    assert "40 rows of the pool, 9 rows that ot selected and 6 rows of the target" in str(maps[0]["aria-label"])
+    assert "random, seed 1" in str(maps[1]["aria-label"])
+    assert "13.7% of their variance" in page
+    assert "990 of 1,000 tokens" in page and ">61%<" in page and ">4.2%<" in page
+    assert "1.5% of the selected rows have a value smaller than its standard deviation" in page
+    assert "64 of 120" in page and "within 0.1% of the least" in page
+    assert "4 more" not in page and "1 more" in page  # eight sources, seven colours
+
+
+def test_a_single_selection_needs_no_comparison() -> None:
+    report = sample()
+    chosen = report["selection"]
+    chosen["selections"], chosen["map"]["selections"] = chosen["selections"][:1], chosen["map"]["selections"][:1]
+    page = render(report)
+    assert "By chance" not in page and "Jaccard" not in page
+    assert "990 of 1,000 tokens" in page and page.count('class="map') == 1
+
+
+def test_rows_stand_on_both_sides_of_a_threshold_and_one_sided_rules_are_folded() -> None:
+    page = render(sample())
+    section = page[page.index('<h2 id="thresholds">') :]
+    assert section.index("min_words") < section.index("1 rule with rows on one side alone")
+    assert section.index("1 rule with rows on one side alone") < section.rindex("max_symbols_per_word")
+    assert "0.09999" in section and section.count("<h4>just kept") == section.count("<h4>just dropped") == 3
+    assert "as <mark>quickly</mark> as" in section  # what differs between near-duplicates
+    assert "<mark>&lt;b&gt;fast&lt;/b&gt;</mark>" in section
+
+
+def test_arms_say_first_what_could_have_been_found_and_what_is_not_separable() -> None:
+    page = render(sample())
+    section = page[page.index('<h2 id="arms">') : page.index('<h2 id="curves">')]
+    assert section.index("0.0125 nats per token is the smallest") < section.index("<svg")
+    drawn = section[section.index("<svg") : section.index("</svg>")]
+    assert drawn.count(", not separable") == 1 and drawn.count('class="mean crosses"') == 1
+    assert "base" not in drawn and "0 is random" in drawn
+    assert section.count("not separable") == 2 and section.count(">apart<") == 2 and ">reference<" in section
+    models = page[page.index('<h2 id="models">') :]
+    assert models.count('class="mean crosses"') == 1 and "0 is the base" in models
+
+
+def test_what_checks_found_is_told() -> None:
+    page = render(sample())
+    assert "5 rows equal one, 2 share words with one, and 30 share too little" in page
+    assert "once upon a time &lt;script&gt;" in page
+    assert re.search(r">email</th><td class=\"num\">12</td><td class=\"num\">3</td><td class=\"num\">9</td>", page)
+
+
+def test_a_page_of_a_large_report_stays_small() -> None:
+    """As many marks, rules and selections as there can be: the page stays below 1.5 MB."""
+    report = sample()
+    text = "As long as an excerpt may be, with words. " * 14
+    border = {"row_id": "x" * 36, "value": 0.5, "text": text, "detail": None, "partner": None, "partner_text": None}
+    rules = [{"rule": f"rule {n}", "threshold": 0.5, "kept": [border] * 3, "dropped": [border] * 3} for n in range(26)]
+    report["thresholds"] = [{"stage": "filter", "fingerprint": "0" * 32, "rules": rules}]
+    plane, n = report["selection"]["map"], 1500
+    plane["pool"] = [[(7 * i % n) / n, (11 * i % n) / n] for i in range(n)]
+    spots = [{"x": x, "y": y, "text": "seventy characters of a row " * 2} for x, y in plane["pool"]]
+    plane["target"] = spots[:300]
+    plane["selections"] = [{"name": f"arm {n}", "rows": 400, "points": spots[:400]} for n in range(8)]
+    assert len(render(report).encode()) < 1_500_000
 
 
 def test_importing_the_module_stays_cheap() -> None:

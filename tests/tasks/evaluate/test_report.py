@@ -1,7 +1,8 @@
 """The facts of a report: every row accounted for, every number from its record, and the same bytes again."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,10 @@ from tasks.curate.load import LoadParameters, load
 from tasks.curate.shuffle import ShuffleParameters, shuffle
 from tasks.curate.split import SplitParameters, split
 from tasks.evaluate.compare import CompareParameters, compare
+from tasks.evaluate.compare_arms import Arm, CompareArmsParameters, compare_arms
 from tasks.evaluate.evaluate import SCORES
-from tasks.evaluate.report import ReportParameters, draw, report
+from tasks.evaluate.report import ReportParameters, report
+from tasks.evaluate.texts import HIDDEN
 
 PARAMETERS = ReportParameters(title="Tiny <build>", generations=3)
 STEPS = 900
@@ -61,6 +64,20 @@ def asked(work: Work, parameters: Seeded, rows: Reference, model: Reference) -> 
     return {}
 
 
+class Scored(Parameters):
+    """The loss of each row."""
+
+    losses: list[float]
+
+
+@stage("exact")
+def scored(work: Work, parameters: Scored, rows: Reference, model: Reference) -> Measures:
+    """Publish losses as `evaluate` does."""
+    ids = rows.read(["row_id"])["row_id"]
+    work.write_single(pa.table({"row_id": ids, "loss": parameters.losses, "tokens": [2] * len(ids)}), "scores")
+    return {}
+
+
 class Flow(NamedTuple):
     """A whole flow in small."""
 
@@ -71,7 +88,7 @@ class Flow(NamedTuple):
     compared: Artifact
 
     def told(self, parameters: ReportParameters = PARAMETERS) -> Artifact:
-        return report(parameters, self.parts, self.made, self.evaluations, self.compared)
+        return report(parameters, self.parts, self.made, [], self.evaluations, [self.compared])
 
     def facts(self, parameters: ReportParameters = PARAMETERS) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads((self.told(parameters).path / "report.json").read_bytes())
@@ -220,6 +237,7 @@ def test_losses_are_thinned_and_belong_to_their_models(flow: Flow) -> None:
 
 def test_sources_have_rows_licence_and_a_digest_of_all_their_files(flow: Flow) -> None:
     one, several = flow.facts()["provenance"]["sources"]
+    assert one["role"] == several["role"] == "rows"
     assert (one["name"], one["rows"], one["licence"]) == ("one", 51, "MIT")
     assert (several["name"], several["rows"], several["licence"]) == ("set", 50, "CC0-1.0")
     reads = flow.rows.record["key"]["reads"]
@@ -242,7 +260,7 @@ def test_the_same_flow_gives_the_same_bytes_in_another_store(flow: Flow, tmp_pat
 def test_another_seed_shows_other_rows_and_changes_no_number(flow: Flow) -> None:
     facts, other = flow.facts(), flow.facts(PARAMETERS.model_copy(update={"seed": 1}))
     assert {each["row_id"] for each in facts["ancestry"]} != {each["row_id"] for each in other["ancestry"]}
-    for part in ("headline", "stages", "comparison", "by_group", "losses", "provenance"):
+    for part in ("headline", "stages", "thresholds", "comparison", "by_group", "losses", "provenance"):
         assert facts[part] == other[part]
 
 
@@ -251,8 +269,96 @@ def test_nothing_need_be_shown(flow: Flow) -> None:
     assert facts["generations"] == facts["ancestry"] == []
 
 
-def test_rows_are_drawn_by_seed_alone() -> None:
-    assert draw(10, 3, 0) == sorted(draw(10, 3, 0)) == draw(10, 3, 0)
-    assert draw(3, 10, 0) == [0, 1, 2]
-    assert draw(0, 5, 0) == []
-    assert len({tuple(draw(100, 5, seed)) for seed in range(10)}) == 10
+# ---- a curation: nothing is trained, and rows are selected ----
+
+
+@pytest.fixture
+def curated(curation: Any) -> Iterator[dict[str, Any]]:
+    """The facts of a report on the curation, and its page under `page`."""
+    with use_settings(store=curation.chosen.path.parents[1], workers=1):
+        told = report(ReportParameters(seed=3), curation.parts, curation.made, curation.others, [], [])
+        facts: dict[str, Any] = json.loads((told.path / "report.json").read_bytes())
+        yield facts | {"page": (told.path / "report.html").read_text(encoding="utf-8")}
+
+
+def test_a_curation_has_no_models_and_says_what_was_selected(curated: dict[str, Any]) -> None:
+    assert curated["losses"] == curated["by_group"] == curated["generations"] == []
+    assert curated["comparison"] is curated["arms"] is None
+    headline = {fact["label"]: fact["value"] for fact in curated["headline"]}
+    assert headline["rows kept"] == "20 of 96"
+    assert headline["rows selected, ot"] == "20 of 92"
+    assert headline["budget of 20 rows"] == "100% used"
+    assert headline["dropped: too few words"] == "2"
+    assert "dropped: others are wanted more" not in headline
+    anchors = [f'<section aria-labelledby="{name}">' in curated["page"] for name in ("selection", "thresholds", "arms")]
+    assert anchors == [True, True, False]
+
+
+def test_baselines_are_compared_but_are_not_in_the_funnel(curated: dict[str, Any]) -> None:
+    stages = [stage["stage"] for stage in curated["stages"]]
+    assert stages.count("select_ot") == 1 and "select_random" not in stages
+    assert [each["name"] for each in curated["selection"]["selections"]] == ["ot", "nearest", "random", "mixture"]
+
+
+def test_provenance_names_also_what_was_only_read(curated: dict[str, Any]) -> None:
+    roles = {source["name"]: source["role"] for source in curated["provenance"]["sources"]}
+    assert roles == {"plain": "rows", "other": "rows", "exam": "reference", "wanted": "reference"}
+
+
+def test_found_personal_data_is_nowhere_in_the_report(curated: dict[str, Any], curation: Any) -> None:
+    """The row with the address is one of the longest, so next to a threshold, and it is selected, so in the dataset."""
+    [finding] = curation.filtered["personal"].read().to_pylist()
+    before = curation.cleaned.find(finding["row_id"])
+    assert before and "openmail" in before["prompt"]
+    assert curation.chosen.find(finding["row_id"])
+    assert curated["personal"] == [{"kind": "email", "masked": 1, "dropped": 0, "rows": 1}]
+    [rule] = [each for each in curated["thresholds"][0]["rules"] if each["rule"] == "max_words"]
+    [beside] = [each for each in rule["kept"] if each["row_id"] == str(finding["row_id"])]
+    assert beside["text"] == HIDDEN
+    told = report(ReportParameters(ancestries=100), curation.chosen, curation.made[:-1], [], [], [])
+    facts = json.loads((told.path / "report.json").read_bytes())
+    assert len(facts["ancestry"]) == curation.chosen.rows - 1
+    assert b"openmail" not in (told.path / "report.html").read_bytes() + (told.path / "report.json").read_bytes()
+    assert "openmail" not in json.dumps(curated)
+
+
+def test_a_curation_has_the_same_bytes_in_another_store(
+    curated: dict[str, Any], curation: Any, run_curation: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    again = run_curation(tmp_path)
+    with use_settings(store=tmp_path / "store", workers=1):
+        told = report(ReportParameters(seed=3), again.parts, again.made, again.others, [], [])
+    assert told.path.parents[1] == tmp_path / "store"
+    assert (told.path / "report.html").read_text(encoding="utf-8") == curated["page"]
+
+
+def test_all_lists_may_be_empty(curation: Any) -> None:
+    with use_settings(store=curation.chosen.path.parents[1], workers=1):
+        told = report(ReportParameters(), curation.loaded, [curation.loaded], [], [], [])
+    facts = json.loads((told.path / "report.json").read_bytes())
+    assert facts["selection"] is facts["arms"] is facts["comparison"] is None
+    assert facts["thresholds"] == facts["overlaps"] == facts["personal"] == []
+    page = (told.path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'<section aria-labelledby="(\w+)">', page) == ["rows", "ancestry", "provenance"]
+
+
+def test_selections_are_called_as_the_arms_that_trained_on_them(curation: Any) -> None:
+    with use_settings(store=curation.chosen.path.parents[1], workers=1):
+        base = first(Seeded(seed=0, every=1))
+        picked = [curation.random, curation.nearest, curation.chosen]
+        models = [taught(Seeded(seed=seed, every=2), rows, base) for seed, rows in enumerate(picked)]
+        scores = [
+            scored(Scored(losses=[1.0 + 0.1 * n] * curation.target.rows), curation.target, each)
+            for n, each in enumerate([base, *models])
+        ]
+        arms = (Arm(name="by lot"), Arm(name="close by"), Arm(name="wanted"))
+        compared = compare_arms(CompareArmsParameters(reference="by lot", arms=arms, draws=100), scores[0], scores[1:])
+        told = report(ReportParameters(), curation.apart, curation.made[:7], picked, [], [compared])
+        facts = json.loads((told.path / "report.json").read_bytes())
+    assert [each["name"] for each in facts["selection"]["selections"]] == ["by lot", "close by", "wanted"]
+    assert [(arm["name"], arm["separable"]) for arm in facts["arms"]["arms"]] == [
+        ("base", True), ("by lot", None), ("close by", True), ("wanted", True)
+    ]  # fmt: skip
+    headline = {fact["label"]: fact["value"] for fact in facts["headline"]}
+    assert headline["arms that differ from by lot"] == "2 of 2"
+    assert headline["rows kept"] == "92 of 96" and "rows selected, by lot" not in headline

@@ -374,3 +374,18 @@ def test_the_options_have_a_form() -> None:
 def test_trl_still_has_what_we_turn_off() -> None:
     assert {"_send_telemetry", "create_model_card"} <= vars(_BaseTrainer).keys()
     assert "_save_checkpoint" in vars(SFTTrainer)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(14, 4), (7, 2), (16, 4), (3, 2)])
+def test_a_number_of_steps_for_an_epoch_sets_the_batch(count: int, batch: int) -> None:
+    fitted = options(steps_per_epoch=4, epochs=1).fitted(count)
+    assert (fitted.batch_size, fitted.max_steps) == (batch, 4)
+    assert options(steps_per_epoch=4, epochs=2.5).fitted(count).max_steps == 10
+    assert options().fitted(count) == options()
+
+
+def test_trainings_on_more_and_on_fewer_rows_take_the_same_steps(base: Path, rows: pa.Table, tmp_path: Path) -> None:
+    for count in (14, 5):
+        work = tmp_path / str(count)
+        fitted = options(steps_per_epoch=3, epochs=1)
+        assert train(base, rows.slice(0, count), work / "model", work / "checkpoints", fitted)["steps"] == 3
