@@ -60,8 +60,32 @@ def history(connection: duckdb.DuckDBPyConnection, row: uuid.UUID, fingerprints:
     return events
 
 
+_CHAIN = """
+WITH made AS (SELECT fingerprint, position FROM run_stage WHERE run = $1 AND fingerprint IS NOT NULL),
+     used AS (SELECT digest FROM input JOIN made USING (fingerprint) WHERE kind <> 'record'),
+     ended AS (SELECT unnest([dataset, model]) AS artifact FROM run WHERE run = $1),
+     onward AS (
+        SELECT fingerprint FROM made
+        WHERE EXISTS (FROM output JOIN used USING (digest) WHERE output.fingerprint = made.fingerprint)
+           OR EXISTS (FROM ended WHERE ends_with(artifact, made.fingerprint))),
+     taken AS (
+        SELECT digest, fingerprint IN (FROM onward) AS onward, fingerprint
+        FROM input JOIN made USING (fingerprint) WHERE kind = 'rows')
+SELECT fingerprint FROM made
+WHERE fingerprint IN (FROM onward)
+   OR NOT EXISTS (
+        FROM taken AS own JOIN taken AS other USING (digest)
+        WHERE own.fingerprint = made.fingerprint AND other.onward)
+ORDER BY position
+"""
+
+
 def latest_run(connection: duckdb.DuckDBPyConnection, row: uuid.UUID) -> list[str]:
-    """List the fingerprints, in order, of the newest run that met a row; without one, all that hold it, by age."""
+    """List the fingerprints, in order, of the newest run that met a row; without one, all that hold it, by age.
+
+    What the run only made to set beside the rest is left out: a stage whose result nothing went on with, while another
+    stage took the same rows and its result was (a baseline of a selection).
+    """
     met = (
         "SELECT fingerprint FROM row WHERE row_id = $1 UNION SELECT fingerprint FROM dropped WHERE row_id = $1 "
         "UNION SELECT fingerprint FROM failed WHERE row_id = $1"
@@ -71,8 +95,7 @@ def latest_run(connection: duckdb.DuckDBPyConnection, row: uuid.UUID) -> list[st
         [row],
     ).fetchone()
     if run:
-        query = "SELECT fingerprint FROM run_stage WHERE run = $1 AND fingerprint IS NOT NULL ORDER BY position"
-        return [each[0] for each in connection.execute(query, [run[0]]).fetchall()]
+        return [each[0] for each in connection.execute(_CHAIN, [run[0]]).fetchall()]
     query = f"SELECT fingerprint FROM artifact WHERE fingerprint IN ({met}) ORDER BY made"
     return [each[0] for each in connection.execute(query, [row]).fetchall()]
 

@@ -134,7 +134,7 @@ def _tell(verdict: "Verdict") -> None:
     from infra.progress import say
 
     found = f"  {escape(_found(verdict))}" if _found(verdict) else ""
-    say(f"  {verdict.artifact.stage:<12} {verdict.state}, {verdict.seconds:.1f} s[dim]{found}[/dim]")
+    say(f"  {verdict.artifact.stage:<20} {verdict.state}, {verdict.seconds:.1f} s[dim]{found}[/dim]")
 
 
 def _found(verdict: "Verdict") -> str:

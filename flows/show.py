@@ -72,7 +72,7 @@ def tell_step(step: Step) -> None:
     rows += f" ({', '.join(leaving)})" if leaving else ""
     told = f"cached {step.fingerprint[:12]}" if step.state == "cached" and step.fingerprint else f"{step.seconds:.1f} s"
     why = f"  [dim]{escape('; '.join(step.why[:3]))}[/dim]" if step.why else ""
-    say(f"{_MARKS[step.state]} {step.stage:<12} {rows:<34} {told}{why}")
+    say(f"{_MARKS[step.state]} {step.stage:<20} {rows:<34} {told}{why}")
 
 
 def step_facts(step: Step) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def print_plan(steps: list[Step], as_json: bool) -> None:
     out = console().__class__(highlight=False)
     for step in steps:
         out.print(
-            f"{_MARKS[step.state]} {step.stage:<12} {step.state:<8} [dim]{(step.fingerprint or '')[:12]}[/dim]",
+            f"{_MARKS[step.state]} {step.stage:<20} {step.state:<8} [dim]{(step.fingerprint or '')[:12]}[/dim]",
             soft_wrap=True,
         )
         for reason in step.why:

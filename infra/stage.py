@@ -271,8 +271,12 @@ def stage(
 
 
 def why_not_cached(store: Store, key: Mapping[str, Any]) -> list[str]:
-    """Say which parts of a key differ from the nearest earlier record of the same stage."""
+    """Say which parts of a key differ from the nearest earlier record of the same stage.
+
+    Of stages that read from outside the store, records that read nothing of the same name tell nothing.
+    """
     earlier = [artifact.record["key"] for artifact in store.artifacts(str(key["stage"]))]
+    earlier = [old for old in earlier if not key["reads"] or set(old["reads"]) & set(key["reads"])]
     if not earlier:
         return ["never made in this store"]
     nearest = min((list(differences(old, key)) for old in earlier), key=len)

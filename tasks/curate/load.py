@@ -25,7 +25,7 @@ from infra.stage import Measures, Parameters, stage
 from infra.store import remembered_digest
 from infra.work import Work
 from tasks.curate.layouts import LAYOUTS
-from tasks.curate.readers import Broken, Record, find_files, read_records
+from tasks.curate.readers import Broken, Record, find_files, not_an_object, read_records
 
 SHARD_BYTES = 64 << 20
 HUB = "hub:"
@@ -214,7 +214,7 @@ def _decode(record: Record) -> dict[str, Any]:
         raise ValueError(record.error)
     row = orjson.loads(record) if isinstance(record, bytes) else record
     if not isinstance(row, dict):
-        raise ValueError(f"{type(row).__name__} {str(row)[:40]!r}, where an object is wanted")
+        raise ValueError(not_an_object(row))
     return row
 
 

@@ -111,7 +111,7 @@ def _read_json(path: Path, file: IO[bytes]) -> Iterator[tuple[int, Record]]:
     if not isinstance(rows, list):
         raise _not_what_it_says(path, f"a JSON {type(rows).__name__}, where an array of objects is wanted")
     for number, row in enumerate(rows, 1):
-        yield number, row if isinstance(row, dict) else Broken(orjson.dumps(row)[:1000], _not_an_object(row))
+        yield number, row if isinstance(row, dict) else Broken(orjson.dumps(row)[:1000], not_an_object(row))
 
 
 def _read_csv(path: Path, file: IO[bytes], max_row_bytes: int) -> Iterator[tuple[int, Record]]:
@@ -211,8 +211,12 @@ def _not_what_it_says(path: Path, found: str) -> BadInput:
     return BadInput(f"{path} holds {found}", wanted, "rename the file after what it holds, or mend it")
 
 
-def _not_an_object(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:40]!r}, where an object is wanted"
+def not_an_object(value: Any) -> str:
+    """Say what a record is that is no object, in JSON's words."""
+    kinds = {type(None): "null", bool: "a truth value", list: "a list", str: "text", int: "a number", float: "a number"}
+    what = kinds.get(type(value), type(value).__name__)
+    shown = "" if value is None else f" {str(value)[:40]!r},"
+    return f"{what},{shown} where an object is wanted"
 
 
 def _encodable(text: str) -> bool:

@@ -116,7 +116,7 @@ def states(plan: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def test_run_answers_with_exactly_the_promised_keys(done: Done) -> None:
     answer, _ = done
-    assert set(answer) == {"run", "dataset", "model", "report", "stages"}
+    assert set(answer) == {"run", "dataset", "model", "report", "tagged", "stages"}
     assert [stage["stage"] for stage in answer["stages"]] == STAGES
     for stage in answer["stages"]:
         assert set(stage) == STAGE_KEYS

@@ -189,7 +189,7 @@ def test_broken_lines_fail_with_file_and_line_and_the_rest_goes_on(tmp_path: Pat
     assert made.read(["prompt"])["prompt"].to_pylist() == [f"p{n}" for n in range(20)]
     failed = failures(made)
     assert sorted(failed) == sorted(f"faulty.jsonl:{line}" for line in (3, 5, 7, 9, 11))
-    assert failed["faulty.jsonl:7"] == "int '42', where an object is wanted"
+    assert failed["faulty.jsonl:7"] == "a number, '42', where an object is wanted"
     assert "UTF-8" in failed["faulty.jsonl:9"] or "utf-8" in failed["faulty.jsonl:9"]
     assert failed["faulty.jsonl:11"] == "no column 'completion'; the row has prompt"
     assert [line for _, line in places(made)][:4] == [1, 2, 4, 6]
