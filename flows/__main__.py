@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from data.errors import BadInput
 from flows import commands, datasets
@@ -18,11 +19,14 @@ ARTIFACT = "a path in the store, the first digits of a fingerprint, or a tag"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
-    if options.store:
-        os.environ["STILLHOUSE_STORE"] = options.store
     try:
         command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
+        if options.store is None:
+            return command(options)
+        from infra.settings import use_settings
+
+        with use_settings(store=Path(options.store)):
+            return command(options)
     except BadInput as error:
         if options.debug:
             raise
