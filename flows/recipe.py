@@ -69,17 +69,22 @@ class Recipe:
         try:
             return self.flow.parameters.model_validate(values)
         except ValidationError as error:
-            raise self._explain(error, changes) from None
+            raise self._explain(error, values, changes) from None
 
-    def _explain(self, error: ValidationError, changes: list[str]) -> BadInput:
+    def _explain(self, error: ValidationError, values: dict[str, Any], changes: list[str]) -> BadInput:
         found, wanted = [], []
         for each in error.errors()[:5]:
-            where = self._where(each["loc"], changes)
+            where = self._where(_as_written(each["loc"], values), changes)
             if each["type"] == "extra_forbidden":
                 names = _fields_at(self.flow.parameters, each["loc"][:-1])
                 near = difflib.get_close_matches(str(each["loc"][-1]), names, 1)
                 found.append(f"{where} is no parameter")
                 wanted.append(f"did you mean {near[0]!r}?" if near else f"one of {', '.join(names)}")
+            elif each["type"] == "union_tag_invalid":
+                choice = each["ctx"]["discriminator"].strip("'")
+                where = self._where((*_as_written(each["loc"], values), choice), changes)
+                found.append(f"{where} = {each['ctx']['tag']!r}")
+                wanted.append(f"one of {each['ctx']['expected_tags']}")
             elif each["type"] == "missing":
                 found.append(f"{where} is missing")
                 wanted.append("a value for it")
@@ -265,12 +270,29 @@ def _line_of(tree: yaml.Node, place: tuple[int | str, ...]) -> int | None:
     return line
 
 
+def _as_written(place: tuple[int | str, ...], values: Any) -> tuple[int | str, ...]:
+    """Take out of a place what nobody wrote: pydantic names the kind of a union's part, as in select.ot.budget."""
+    written: list[int | str] = []
+    at = values
+    for number, part in enumerate(place):
+        kind = isinstance(at, dict) and part not in at and part in at.values() and number < len(place) - 1
+        if not kind:
+            written.append(part)
+            inside = isinstance(at, dict) or (isinstance(at, list) and isinstance(part, int) and part < len(at))
+            at = (at.get(part) if isinstance(at, dict) else at[part]) if inside else None
+    return tuple(written)
+
+
 def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     """Name the parameters at a place of a parameter model."""
     schema = model.model_json_schema()
     node = schema
     for part in place:
-        node = node["items"] if isinstance(part, int) else node["properties"][part]
+        if "discriminator" in node:
+            node = {"$ref": node["discriminator"]["mapping"][part]}
+        else:
+            node = node["items"] if isinstance(part, int) else node["properties"][part]
+        node = next((each for each in node.get("anyOf", []) if each.get("type") != "null"), node)
         while "$ref" in node:
             node = schema["$defs"][node["$ref"].rpartition("/")[2]]
     return list(node.get("properties", {}))

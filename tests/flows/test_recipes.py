@@ -153,3 +153,22 @@ def test_a_change_is_the_same_as_writing_it(tmp_path: Path) -> None:
 
 def test_a_later_change_wins(tmp_path: Path) -> None:
     assert written(tmp_path, "x").parameters(["seeds=[1]", "seeds=[2]"]).model_dump()["seeds"] == (2,)
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "wanted"),
+    [
+        ("select.budget=0", "--set select.budget = 0", "greater than or equal to 1"),
+        ("select.bugdet=5", "--set select.bugdet is no parameter", "did you mean 'budget'?"),
+        ("select.method=best", "--set select.method = 'best'", "one of 'ot', 'mixture', 'nearest'"),
+        ("baselines.1.epsilon=0.1", "--set baselines.1.epsilon is no parameter", "one of budget, unit, method"),
+        ("baselines=[{method: ifd}]", "--set baselines.0.model is missing", "a value for it"),
+        ("filter.quality.min_wrods=3", "--set filter.quality.min_wrods is no parameter", "did you mean 'min_words'?"),
+        ("deduplicate.near.threshold=2", "--set deduplicate.near.threshold = 2", "less than or equal to 1"),
+    ],
+)
+def test_an_error_inside_a_choice_names_the_place_that_was_written(change: str, found: str, wanted: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        find_recipe("curate").parameters([change])
+    assert refused.value.found.startswith(found)
+    assert wanted in refused.value.wanted
