@@ -152,8 +152,14 @@ def package_version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        distributions = importlib.metadata.packages_distributions().get(package, [])
+        distributions = _distributions().get(package, [])
         return importlib.metadata.version(distributions[0]) if distributions else "0"
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Find the distributions of each import name, once: this reads every installed package, 0.3 s."""
+    return importlib.metadata.packages_distributions()
 
 
 @cache
