@@ -29,7 +29,8 @@ from data.errors import BadInput
 from tasks.train.chat import encode, prepare_tokenizer, template_text
 from tasks.train.checkpoints import newest_checkpoint
 from tasks.train.models import load_model, load_tokenizer, write_model
-from tasks.train.sft import HISTORY, SftParameters, tokenise, train, with_labels
+from tasks.train.sft import SftParameters, tokenise, train, with_labels
+from tasks.train.training import HISTORY
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -94,7 +95,12 @@ def talk(i: int) -> list[dict[str, str]]:
 
 def table_of(encoded: list[tuple[list[int], list[int]]]) -> pa.Table:
     ids = pa.array([each[0] for each in encoded], pa.list_(pa.int32()))
-    return pa.table({"input_ids": ids, "assistant_masks": pa.array([e[1] for e in encoded], pa.list_(pa.int8()))})
+    masks = pa.array([e[1] for e in encoded], pa.list_(pa.int8()))
+    return pa.table({"row_id": row_ids(len(encoded)), "input_ids": ids, "assistant_masks": masks})
+
+
+def row_ids(count: int) -> pa.Array:
+    return pa.array([number.to_bytes(16, "big") for number in range(count)], pa.binary(16)).cast(pa.uuid())
 
 
 @pytest.fixture(scope="module")
@@ -336,6 +342,7 @@ def test_labels_stand_on_the_mask_alone_in_slices_too() -> None:
     assert with_labels(whole.slice(1)).to_pydict() == {
         "input_ids": [[1, 2], [3, 4, 5, 6]],
         "labels": [[-100, 2], [-100, -100, 5, -100]],
+        "rows": [0, 1],
     }
 
 
