@@ -158,24 +158,26 @@ def _add_special(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> N
 
 
 def as_messages(row: Mapping[str, Any]) -> list[Message]:
-    """Turn a row of the messages, prompt-completion or generation contract into messages.
+    """Turn a row of the messages, prompt-completion, generation or preference contract into messages.
 
-    A prompt is text (one user turn) or messages, a completion text (one assistant turn) or messages. The
-    assistant's turns in a prompt get `"learn": False`: they are read, and only the completion is learned.
+    A prompt is text (one user turn) or messages, a completion text (one assistant turn) or messages; of a preference
+    the chosen side is the completion. The assistant's turns in a prompt get `"learn": False`: they are read, and only
+    the completion is learned.
 
     Raises:
         BadInput: the row has neither messages nor a prompt with a completion.
     """
     if row.get("messages") is not None:
         return list(row["messages"])
-    if row.get("prompt") is None or row.get("completion") is None:
+    completion = row.get("chosen") if row.get("completion") is None else row["completion"]
+    if row.get("prompt") is None or completion is None:
         raise BadInput(
             f"a row with the columns {', '.join(row)}",
-            "messages, or prompt and completion",
+            "messages, or a prompt with a completion or a chosen answer",
             "map the columns when the rows are loaded",
         )
     asked = _turns(row["prompt"], "user")
-    return [_unlearned(turn) for turn in asked] + _turns(row["completion"], "assistant")
+    return [_unlearned(turn) for turn in asked] + _turns(completion, "assistant")
 
 
 def _turns(value: str | Sequence[Message], role: str) -> list[Message]:
