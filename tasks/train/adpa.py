@@ -17,7 +17,7 @@ counts, and ends are taught. Nothing in the loss keeps the student from becoming
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -53,6 +53,7 @@ COLUMNS = ("sft", "advantage", "coverage")
 class AdpaParameters(PairParameters):
     """Say how to distil advantages; the defaults are those of the paper's code."""
 
+    method: Literal["adpa"] = Field(default="adpa", description="name of the method, where there is a choice")
     sft_weight: float = Field(default=1.0, ge=0, description="weight of the chosen answers' negative log-likelihood")
     gamma: float = Field(default=1.6, ge=0, description="weight of the expected advantage (eq. 11)")
     clip: tuple[float, float] | None = Field(

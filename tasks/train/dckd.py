@@ -13,7 +13,7 @@ vocabulary unless the cache is compact.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -36,6 +36,7 @@ COLUMNS = ("sft", "kl_chosen", "kl_rejected", "coverage")
 class DckdParameters(PairParameters):
     """Say how to distil; the defaults are those of the paper's code."""
 
+    method: Literal["dckd"] = Field(default="dckd", description="name of the method, where there is a choice")
     sft_weight: float = Field(default=1.0, ge=0, description="weight of the chosen answers' negative log-likelihood")
     chosen_weight: float = Field(default=0.1, ge=0, description="weight of the divergence on chosen answers (alpha)")
     rejected_weight: float = Field(

@@ -10,7 +10,7 @@ the likelihood of both sides and easily ruins a small model (Pang et al. 2024, s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ COLUMNS = ("sft", "accuracy", "margin")
 class DpoParameters(PairParameters):
     """Say how to optimise preferences; the defaults are those of ADPA's teachers."""
 
+    method: Literal["dpo"] = Field(default="dpo", description="name of the method, where there is a choice")
     beta: float = Field(default=0.01, gt=0, description="factor of implicit rewards (ADPA's recipe; DPO's own is 0.1)")
     sft_weight: float = Field(default=0.0, ge=0, description="weight of the chosen answers' negative log-likelihood")
     learning_rate: float = Field(default=5e-7, gt=0, description="peak learning rate of AdamW (ADPA's recipe)")

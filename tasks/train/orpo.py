@@ -11,7 +11,7 @@ the code counts the prompt's too.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ COLUMNS = ("sft", "odds_ratio", "accuracy")
 class OrpoParameters(PairParameters):
     """Say how to optimise odds ratios; the defaults are the paper's (section 5 and appendix)."""
 
+    method: Literal["orpo"] = Field(default="orpo", description="name of the method, where there is a choice")
     odds_weight: float = Field(default=0.1, ge=0, description="weight of the odds ratio term (lambda in eq. 6)")
     learning_rate: float = Field(default=8e-6, gt=0, description="peak learning rate of AdamW")
     batch_size: int = Field(default=64, ge=1, description="pairs per optimizer step")

@@ -7,11 +7,12 @@ the mean of its rows' means): a long answer weighs more than a short one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from data.artifact import Artifact
 from data.contracts import dropped_rows
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 class SftParameters(TrainingParameters):
     """Say how to fine-tune."""
+
+    method: Literal["sft"] = Field(default="sft", description="name of the method, where there is a choice")
 
 
 @stage("float", trains=True)
