@@ -1,4 +1,4 @@
-"""The commands that name, hand on, compare and verify datasets: options -> exit code.
+"""The commands that name, hand on, compare and verify datasets and models: options -> exit code.
 
 Imports wait until a command needs them, so that help answers at once.
 """
@@ -47,13 +47,13 @@ def tag(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write a dataset into a folder that `datasets.load_dataset` reads."""
+    """Write a dataset or a model into a folder that Hugging Face's `datasets` or transformers reads."""
     from flows.show import near, print_json
-    from infra.export import export as export_dataset
+    from infra.export import export as export_artifact
     from infra.store import current_store
 
     store = current_store()
-    files = export_dataset(store, store.resolve(options.artifact), Path(options.destination))
+    files = export_artifact(store, store.resolve(options.artifact), Path(options.destination))
     if options.json:
         folder = Path(options.destination).absolute()
         print_json({"folder": str(folder), "files": [str(file.relative_to(folder)) for file in files]})

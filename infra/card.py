@@ -6,16 +6,14 @@ it was made on: no host, no path, no time.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
-
-import yaml
 
 from data.artifact import Artifact, read_parquet
 from data.contracts import CONTRACTS
 from data.fingerprint import files_digest
 from data.graph import ancestors
+from infra.markdown import table_text, yaml_block, yaml_text
 
 BALANCE = ("rows_in", "rows_out", "rows_created", "rows_consumed", "rows_dropped", "rows_failed")
 SHOWN = 40  # reasons on the card; the rest is in stillhouse.json
@@ -49,18 +47,11 @@ def dataset_facts(dataset: Artifact, run: dict[str, Any] | None) -> dict[str, An
     """
     chain, gone = ancestors(dataset, ["rows"])
     whole = ancestors(dataset)
-    record = dataset.record
-    packages: dict[str, set[str]] = {}
-    for each in whole.there:
-        for name, version in each.record["packages"].items():
-            packages.setdefault(name, set()).add(version)
     return {
-        "stage": dataset.stage,
-        "fingerprint": dataset.fingerprint,
-        "output_digest": record["output_digest"],
+        **common_facts(dataset, run, whole.there),
         "tables": {
             name: {"contract": each["contract"], "rows": each["rows"], "digest": each["digest"]}
-            for name, each in record["outputs"].items()
+            for name, each in dataset.record["outputs"].items()
             if "contract" in each and dataset.output in (None, name)
         },
         "sources": sources(dataset, chain),
@@ -72,10 +63,23 @@ def dataset_facts(dataset: Artifact, run: dict[str, Any] | None) -> dict[str, An
             if each not in chain
         ],
         "gone": sorted({*gone, *whole.gone}),
+    }
+
+
+def common_facts(artifact: Artifact, run: dict[str, Any] | None, made_of: list[Artifact]) -> dict[str, Any]:
+    """Collect what the cards of datasets and of models both say: identity, recipe, packages, records of ancestors."""
+    packages: dict[str, set[str]] = {}
+    for each in made_of:
+        for name, version in each.record["packages"].items():
+            packages.setdefault(name, set()).add(version)
+    return {
+        "stage": artifact.stage,
+        "fingerprint": artifact.fingerprint,
+        "output_digest": artifact.record["output_digest"],
         "recipe": run
         and {"recipe": run["recipe"], "flow": run["flow"], "parameters": without_places(run["parameters"])},
         "packages": {name: ", ".join(sorted(versions)) for name, versions in sorted(packages.items())},
-        "lineage": [each.record for each in whole.there],
+        "lineage": [each.record for each in made_of],
     }
 
 
@@ -96,7 +100,7 @@ def sources(dataset: Artifact, chain: list[Artifact]) -> list[dict[str, Any]]:
         if each.record["source"]:
             count(each, "loaded")
             for (source, _), counts in counted.items():
-                counts["digest"] = counts["digest"] or _digest(each.record["key"]["reads"].get(source))
+                counts["digest"] = counts["digest"] or source_digest(each.record["key"]["reads"].get(source))
     count(dataset, "kept")
     return [
         {"source": source, "licence": licence, **counted[source, licence]}
@@ -104,7 +108,7 @@ def sources(dataset: Artifact, chain: list[Artifact]) -> list[dict[str, Any]]:
     ]
 
 
-def _digest(reads: Any) -> str | None:
+def source_digest(reads: Any) -> str | None:
     """Shorten what a source read to one digest: of its one file, of the list of its files, or a hub's commit."""
     if not isinstance(reads, dict) or not reads:
         return None
@@ -203,31 +207,31 @@ def page(facts: dict[str, Any], configs: list[dict[str, Any]]) -> str:
     rows = sum(each["rows"] for each in facts["tables"].values())
     left = sorted(facts["reasons"], key=lambda each: -each["rows"])[:SHOWN]
     parts = [
-        f"---\n{_yaml(header(facts, configs))}---",
+        f"---\n{yaml_text(header(facts, configs))}---",
         f"# {recipe['recipe'] if recipe else facts['stage']}",
         f"{rows:,} rows, made by Stillhouse"
         + (f" from the recipe `{recipe['recipe']}`" if recipe else "")
         + f". The artifact is `{facts['stage']}/{short}`. Each row names its source and its licence in the columns "
         "`source` and `licence`. `row_id` says which row it is, `content_id` is a digest of what it says; both are "
         "UUIDs, written as text here.",
-        _table(
+        table_text(
             ("table", "contract", "rows", "digest"),
             [(name, each["contract"], each["rows"], each["digest"]) for name, each in facts["tables"].items()],
         ),
         "## Sources and licences",
-        _table(
+        table_text(
             ("source", "licence", "rows loaded", "rows kept", "SHA-256, or commit"),
             [[each[name] for name in ("source", "licence", "loaded", "kept", "digest")] for each in facts["sources"]],
         ),
         "The digest is that of the source's file; with several files, of the list of their digests.",
         "## How it was made",
-        _table(
+        table_text(
             ("stage", "artifact", "in", "out", "created", "consumed", "dropped", "failed"),
             [(each["stage"], each["fingerprint"][:12], *(each[name] for name in BALANCE)) for each in facts["funnel"]],
         ),
         *_also_read(facts),
         "## What left, and why",
-        _table(
+        table_text(
             ("stage", "reason", "rows"),
             [(each["stage"], each["reason"], each["rows"]) for each in left],
         )
@@ -239,8 +243,8 @@ def page(facts: dict[str, Any], configs: list[dict[str, Any]]) -> str:
         f"the code gets `{facts['stage']}/{short}` again, with these digests, by running the same recipe; with the "
         f"store as well, `stillhouse verify {short}` makes everything again and compares it, row by row.",
         f"Digest of all that the artifact holds: `{facts['output_digest']}`.",
-        _table(("package", "version"), list(facts["packages"].items())),
-        *_recipe(recipe),
+        table_text(("package", "version"), list(facts["packages"].items())),
+        *recipe_parts(recipe),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -250,32 +254,18 @@ def _also_read(facts: dict[str, Any]) -> list[str]:
     parts = []
     if facts["references"]:
         lines = [(each["stage"], each["fingerprint"][:12], each["output_digest"]) for each in facts["references"]]
-        parts = ["Read beside the rows (models, rows to compare with):", _table(("stage", "artifact", "digest"), lines)]
+        parts = [
+            "Read beside the rows (models, rows to compare with):",
+            table_text(("stage", "artifact", "digest"), lines),
+        ]
     if facts["gone"]:
         parts.append(f"No longer in the store, and so not told here: {', '.join(facts['gone'])}.")
     return parts
 
 
-def _recipe(recipe: dict[str, Any] | None) -> list[str]:
+def recipe_parts(recipe: dict[str, Any] | None) -> list[str]:
+    """Write the recipe, if there is one, under a heading of its own."""
     if recipe is None:
         return []
-    text = _yaml({"flow": recipe["flow"], "parameters": recipe["parameters"]})
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return ["## Recipe", "Of paths, only the last part is given.", f"{fence}yaml\n{text}{fence}"]
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [list(map(_cell, row)) for row in rows]
-    return "\n".join(f"| {' | '.join(each)} |" for each in (columns, ["---"] * len(columns), *lines))
-
-
-def _cell(value: Any) -> str:
-    """Write a value into a cell: nothing in it is Markdown or HTML."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    text = " ".join(("" if value is None else str(value)).split())
-    return re.sub(r"([\\`*\[\]<|])", r"\\\1", text)
+    block = yaml_block({"flow": recipe["flow"], "parameters": recipe["parameters"]})
+    return ["## Recipe", "Of paths, only the last part is given.", block]

@@ -2,10 +2,10 @@
 
     $STORE/.memo/<stage>-<digest>/<segment>.arrow
 
-The digest covers what a value depends on beside the row: code, parameters and models, but not the input that the row
-came in. So when rows are added to a source, only they are computed, and a row is paid for once, whatever dataset it
-turns up in. A segment is one Arrow file, put in place by a rename and never changed; a value is taken out of it
-without reading the rest. Deleting the folder loses time and nothing else.
+The digest covers what a value depends on beside the row: code and parameters, but not the input that the row came in; a
+model that is an input adds its own. So when rows are added to a source, only they are computed, and a row is paid for
+once, whatever dataset it turns up in. A segment is one Arrow file, put in place by a rename and never changed; a value
+is taken out of it without reading the rest. Deleting the folder loses time and nothing else.
 
 What is computed for a row must not depend on its neighbours: alone, in a full batch and out of the memo it has the
 same bits.
@@ -51,6 +51,10 @@ class Memo:
     """The remembered results of one computation: a folder of segments."""
 
     folder: Path
+
+    def of(self, digest: str) -> "Memo":
+        """Point at the results of the same computation that also depend on what has this digest."""
+        return Memo(self.folder.with_name(f"{self.folder.name}-{digest[:32]}"))
 
     def index(self) -> Index:
         """Look through all segments; a broken one (a full disk, a lost write) is removed."""

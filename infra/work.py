@@ -100,6 +100,7 @@ class Work:
         size: int = SHARD_ROWS,
         gpus: float = 0,
         places: npt.NDArray[np.int64] | None = None,
+        model: Artifact | None = None,
     ) -> Iterator[tuple[pa.Array, pa.Table]]:
         """Get a value for every row, out of the memo or computed now, in shards of the rows: (row ids, values).
 
@@ -113,22 +114,24 @@ class Work:
             size: rows in one chunk of work.
             gpus: GPUs that one chunk takes on Ray.
             places: ascending places of the rows to get values for; none: all.
+            model: an input that values depend on beside the content; another one has a memo of its own.
         """
+        memo = self.memo.of(model.digest) if model else self.memo
         places = np.arange(rows.rows) if places is None else places
         contents = sortable(_whole(rows.read([CONTENT])[CONTENT]))[places]
         _, first = np.unique(contents, return_index=True)
         first.sort()
-        missing = places[first[self.memo.index().find(contents[first]) < 0]]
+        missing = places[first[memo.index().find(contents[first]) < 0]]
         if 0 < len(missing) < len(first):
             say(f"  {self._stage}: {len(first) - len(missing):,} of {len(first):,} rows are remembered")
         chunks = [Pick(rows, missing[start : start + size]) for start in range(0, len(missing), size)]
         with TemporaryDirectory(dir=self.folder) as notes:
-            fill = partial(_fill, self.memo, function)
+            fill = partial(_fill, memo, function)
             map_shards(fill, chunks, Path(notes), total=len(chunks), what=self._stage, gpus=gpus, draft=True)
-        index = self.memo.index()
+        index = memo.index()
         for start in range(0, len(places), SHARD_ROWS):
             ids = Pick(rows, places[start : start + SHARD_ROWS]).read(["row_id", CONTENT])
-            yield _whole(ids["row_id"]), self.memo.take(index, sortable(_whole(ids[CONTENT])))
+            yield _whole(ids["row_id"]), memo.take(index, sortable(_whole(ids[CONTENT])))
 
     @property
     def _stage(self) -> str:

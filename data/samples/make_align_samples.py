@@ -10,16 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from make_samples import TASKS, Row, as_line, below, fresh, shuffled
+from data.samples.make_samples import TASKS, Row, as_line, below, fresh, shuffled
 
 SEED = 20261124
 ALIGN_TASKS = tuple(task for task in TASKS if task != "next")  # a number has no case
 SFT_ROWS = 4_000
 WRONG_CASE_SHARE = 0.6  # of the answers in align-sft.jsonl: what a model learns there is what it must unlearn
 PAIRS = 1_000
-WRONG_ANSWER_SHARE = (
-    0.25  # of the rejected answers in align-pairs.jsonl: a letter in the wrong place
-)
+WRONG_ANSWER_SHARE = 0.25  # of the rejected answers in align-pairs.jsonl: a letter in the wrong place
 CAPITAL_TASKS = ("reverse", "head", "tail", "sort")  # upper has capitals already
 CAPITAL_PAIRS = 600
 

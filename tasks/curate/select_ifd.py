@@ -59,7 +59,7 @@ def select_ifd(work: Work, parameters: SelectIfdParameters, rows: Rows, model: R
     places = np.sort(drawn[: parameters.scored])
     gpus = 1 if torch_device() == "cuda" else 0
     losses = np.full((len(pool.ids), 2), np.nan)
-    remembered = work.remember(partial(score_rows, parameters, model.path), rows, CHUNK, gpus, places)
+    remembered = work.remember(partial(score_rows, parameters, model.path), rows, CHUNK, gpus, places, model)
     found = [np.stack([values[name].to_numpy() for name in ("given", "alone")], 1) for _, values in remembered]
     losses[places] = np.concatenate(found)
     values = rounded(-ratio(losses))

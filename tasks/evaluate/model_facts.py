@@ -55,6 +55,8 @@ def arms_facts(comparison: Artifact) -> Facts:
     lines = comparison["arms"].read().to_pylist()
     parameters = comparison.record["key"]["parameters"]
     return {
+        "metric": parameters["metric"],
+        "base": parameters["base"],
         "reference": parameters["reference"],
         "control": parameters["control"],
         "level": parameters["level"],
@@ -64,7 +66,7 @@ def arms_facts(comparison: Artifact) -> Facts:
             {
                 "name": line["arm"],
                 "seeds": line["seeds"],
-                "loss": line["loss"],
+                "value": line["value"],
                 "seed_deviation": line["seed_deviation"],
                 "separable": line["separable"],
                 "difference": None

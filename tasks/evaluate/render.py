@@ -26,6 +26,8 @@ PARTS = (
     "templates/rows.html.jinja",
     "templates/thresholds.html.jinja",
     "templates/selection.html.jinja",
+    "templates/arms.html.jinja",
+    "templates/alignment.html.jinja",
     "templates/models.html.jinja",
     "templates/origin.html.jinja",
 )
@@ -41,7 +43,6 @@ def render(report: Facts) -> str:
     report = printable(report)
     models = (report.get("comparison") or {}).get("models") or []
     groups = report.get("by_group") or []
-    arms = report.get("arms") or {}
     selection = report.get("selection") or {}
     selections = selection.get("selections") or []
     return _template().render(
@@ -50,17 +51,24 @@ def render(report: Facts) -> str:
         curves=curves(report.get("losses") or []),
         gain=forest(models, "difference", 100),
         loss=forest(models, "loss_difference"),
-        arms=forest(
-            [arm for arm in arms.get("arms") or [] if arm.get("name") != "base"],
-            "difference",
-            unseen=arms.get("detectable"),
-        ),
+        arms=[_arms(told) for told in report.get("arms") or []],
         group_models=list(dict.fromkeys(name for group in groups for name in group.get("scores") or {})),
         maps=maps(selection.get("map") or {}),
         stacks=stacks(selection.get("pool") or {}, selections),
         bars=bars(selection.get("transport") or {}),
         shifts=shifts(selection.get("mixture") or {}),
     )
+
+
+def _arms(told: Facts) -> Facts:
+    """Put to a comparison of arms its drawing and its words: losses in nats, shares in points."""
+    shown = [arm for arm in told.get("arms") or [] if arm.get("name") != told.get("base")]
+    of = {"loss": ("loss", "nats per token", "lower is better", 1)}
+    share = (str(told.get("metric") or "").replace("_", " "), "percentage points", "higher is better", 100)
+    what, unit, better, scale = of.get(told.get("metric") or "loss", share)
+    least = told.get("detectable")
+    drawn = forest(shown, "difference", scale, unseen=None if least is None else scale * least)
+    return told | {"what": what, "unit": unit, "better": better, "scale": scale, "forest": drawn}
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from data.graph import ancestors
 from data.ids import lots
 from infra.stage import Measures, Parameters, Records, Reference, References, stage
 from infra.work import Work
+from tasks.evaluate.alignment_facts import alignment_facts, asked_model, model_names
 from tasks.evaluate.ancestry import ancestry
 from tasks.evaluate.formats import number, percent
 from tasks.evaluate.model_facts import arms_facts, by_group, comparison_facts, draw, history, side_by_side
@@ -54,7 +55,8 @@ def report(
     """Write the report of a flow.
 
     `made` are its artifacts in order; `selections` are further selections from the same pool; `evaluations` start with
-    the base's; `comparison` is none, or what one of the comparing stages has published.
+    the base's; `comparison` is what the comparing stages have published, and `evaluate_pairs`, `evaluate_responses` and
+    `teacher_check`.
     """
     facts = collect(parameters, dataset, made, selections, evaluations, comparison)
     text = json.dumps(facts, indent=1, ensure_ascii=False, sort_keys=True)
@@ -79,11 +81,12 @@ def collect(
     arms = [each for each in comparison if "arms" in each.record["outputs"]]
     compared = [line for each in bases for line in pq.read_table(each.path / "comparison.parquet").to_pylist()]
     names = [line["model"] for line in compared if line["metric"] == "loss"][: len(evaluations)]
-    names += [f"model {n + 1}" for n in range(len(names), len(evaluations))]
-    models = {line["digest"]: line["model"] for line in compared if line["digest"]}
+    known = model_names(comparison)
+    names += [known.get(asked_model(evaluations[n]), f"model {n + 1}") for n in range(len(names), len(evaluations))]
+    models = {line["digest"]: line["model"] for line in compared if line["digest"]} | known
     scores = dict(zip(names, (pq.read_table(each.path / "scores.parquet") for each in evaluations), strict=True))
     asked = min((len(table) for table in scores.values()), default=0)
-    levels = [float(each.record["key"]["parameters"]["level"]) for each in comparison]
+    levels = [float(each.record["key"]["parameters"]["level"]) for each in bases]
     private = [_private(made[at:]) for at in range(len(made))]
     picked, own = picked_from(made, selections), any(map(is_selection, made))
     facts = {
@@ -104,7 +107,8 @@ def collect(
             if (each.path / "history.parquet").exists()
         ],
         "comparison": comparison_facts(compared, levels[0]) if compared else None,
-        "arms": arms_facts(arms[0]) if arms else None,
+        "arms": [arms_facts(each) for each in arms],
+        "alignment": alignment_facts(comparison, known),
         "by_group": by_group(scores),
         "generations": side_by_side(scores, draw(asked, parameters.generations, parameters.seed)),
         "ancestry": ancestries(parameters, dataset, made, models),
@@ -135,7 +139,7 @@ def headline(dataset: Artifact, made: list[Artifact], facts: Facts, compared: li
     if facts["selection"]:
         told += _commonest(made, facts["stages"])
     if facts["arms"]:
-        told += _separable(facts["arms"])
+        told += _separable(facts["arms"][0])
     if compared:
         told += _gained(compared, facts["comparison"]["level"])
     return [{"label": label, "value": value} for label, value in told]
@@ -160,10 +164,12 @@ def _commonest(made: list[Artifact], stages: list[Facts]) -> list[tuple[str, str
 
 
 def _separable(arms: Facts) -> list[tuple[str, str]]:
-    others = [arm for arm in arms["arms"] if arm["separable"] is not None and arm["name"] != "base"]
+    others = [arm for arm in arms["arms"] if arm["separable"] is not None and arm["name"] != arms["base"]]
     found = sum(arm["separable"] for arm in others)
+    least = arms["detectable"]
+    told = f"{number(least, 3)} nats per token" if arms["metric"] == "loss" else f"{number(100 * least, 1)} points"
     return [
-        ("smallest difference it could find", f"{number(arms['detectable'], 3)} nats per token"),
+        ("smallest difference it could find", told),
         (f"arms that differ from {arms['reference']}", f"{found} of {len(others)}"),
     ]
 

@@ -8,6 +8,7 @@ chance. Here tokenizers are compared by content.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,41 @@ def check_same_tokens(**models: Path) -> None:
     Raises:
         BadInput: two of them differ; it says in what.
     """
+    check_same_templates(**models)
+    check_same_tokenizers(**models)
+
+
+def check_same_templates(**models: Path) -> None:
+    """Refuse models (name=folder) whose chat templates differ.
+
+    Raises:
+        BadInput: two of them do.
+    """
+    _check_same(_template, lambda one, other: "chat templates", models)
+
+
+def check_same_tokenizers(**models: Path) -> None:
+    """Refuse models (name=folder) whose tokenizers make different ids of one text.
+
+    Raises:
+        BadInput: two of them do; it says in what.
+    """
+    _check_same(_deciding, _difference, models)
+
+
+def _check_same(part: Callable[[Path], Any], difference: Callable[[Path, Path], str], models: dict[str, Path]) -> None:
     (first, one), *others = models.items()
     for name, other in others:
-        if tokens_digest(one) == tokens_digest(other):
+        if part(one) == part(other):
             continue
         raise BadInput(
-            f"{first} and {name} with different {_difference(one, other)}",
+            f"{first} and {name} with different {difference(one, other)}",
             "models that turn the same messages into the same ids",
             "take models of one family, prepared with one template; tokenizers cannot be translated into each other",
         )
 
 
 def _difference(one: Path, other: Path) -> str:
-    if _template(one) != _template(other):
-        return "chat templates"
     mine, others = _vocabulary(one), _vocabulary(other)
     if mine == others:
         parts = [part for part in DECIDING[2:] if _deciding(one)[part] != _deciding(other)[part]]

@@ -25,9 +25,16 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return logits as the model's own forward does."""
+        return self.shaped(self.linear(hidden))
+
+    def linear(self, hidden: Tensor) -> Tensor:
+        """Multiply states by the matrix, which is most of the work: (…, vocabulary)."""
         from torch.nn.functional import linear
 
-        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        return linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
+    def shaped(self, logits: Tensor) -> Tensor:
+        """Put factor and cap on what `linear` returns."""
         if self.factor != 1.0:
             logits = logits * self.factor
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()

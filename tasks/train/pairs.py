@@ -84,17 +84,13 @@ class Batch:
         Returns:
             What the function returns, of all positions.
         """
-        import torch
-        from torch.utils.checkpoint import checkpoint
+        lines = (self.labels[start:stop], *tensors)
+        hidden = self.hidden[start:stop]
+        if self.chunk is None or len(hidden) <= self.chunk:
+            return function(self.head(hidden), *lines)
+        from tasks.train.chunks import score_in_chunks
 
-        def scored(hidden: Tensor, *rest: Tensor) -> Tensor:
-            return function(self.head(hidden), *rest)
-
-        lines = (self.hidden[start:stop], self.labels[start:stop], *tensors)
-        if self.chunk is None or len(lines[0]) <= self.chunk:
-            return scored(*lines)
-        parts = zip(*(torch.split(each, self.chunk) for each in lines), strict=True)
-        return torch.cat([checkpoint(scored, *part, use_reentrant=False) for part in parts], -1)
+        return score_in_chunks(function, self.head, self.chunk, hidden, *lines)
 
     def by_sequence(self, values: Tensor) -> Tensor:
         """Sum positions' values (k,) over each of the 2n sequences."""

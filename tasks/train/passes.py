@@ -1,10 +1,10 @@
-"""Passes of a language model over encoded rows, in fixed shapes: losses, and greedy answers.
+"""Passes of a language model over encoded rows, in fixed shapes: losses, and answers.
 
 A row's numbers do not depend on the rows beside it: lengths are padded to multiples of 32 tokens, batches are filled up
 to a constant size, and the vocabulary is projected for a constant number of positions at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def open_model(folder: Path, precision: str = "fp32") -> tuple["PreTrainedModel"
 
     With the precision bf16 its weights are, and it computes, in bf16: half the memory, 2 to 4 times as fast.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -37,7 +37,16 @@ def open_model(folder: Path, precision: str = "fp32") -> tuple["PreTrainedModel"
         folder, dtype=dtype_of(precision), use_safetensors=True, local_files_only=True
     )
     model = model.to(torch_device()).eval().requires_grad_(False)
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model, open_tokenizer(folder)
+
+
+@lru_cache(maxsize=2)
+def open_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Open a tokenizer of the store, once per process."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return tokenizer
 
 
 def dtype_of(precision: str) -> "torch.dtype":
@@ -67,18 +76,78 @@ def generate(
     batch_size: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """Answer encoded prompts greedily, in one batch of constant size: a short one is filled with its last prompt."""
+    """Answer encoded prompts greedily, in one batch of constant size: their texts."""
+    answers = generate_ids(model, tokenizer, prompts, batch_size, max_new_tokens)
+    return [tokenizer.decode(each, skip_special_tokens=True) for each in answers]
+
+
+def generate_ids(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[list[int]],
+    batch_size: int,
+    max_new_tokens: int,
+    shift: "Callable[[torch.Tensor, int], torch.Tensor] | None" = None,
+) -> list[list[int]]:
+    """Answer encoded prompts in one batch of constant size: a short one is filled with its last prompt.
+
+    Prompts are padded to a multiple of 32 tokens above their length. So each has a padding token, and attention takes
+    the same kernel whatever the lengths are: without any it would leave out its mask.
+
+    Args:
+        model: on its device.
+        tokenizer: its own.
+        prompts: token ids, at most `batch_size` lists.
+        batch_size: rows of the batch.
+        max_new_tokens: longest answer, the end of turn counted.
+        shift: (logits (batch_size, vocabulary) in fp32, number of the new token) -> scores, whose largest is taken;
+            lines beyond the prompts repeat the last one. None: the logits, which is greedy.
+
+    Returns:
+        The new token ids of each, up to and with the first that ends a text (`ends_of`).
+    """
     import torch
 
-    width = bucket(max(map(len, prompts)))
+    width = prompt_width(max(map(len, prompts)))
     filled = prompts + [prompts[-1]] * (batch_size - len(prompts))
     padded = torch.tensor(
         [[tokenizer.pad_token_id] * (width - len(each)) + each for each in filled], device=model.device
     )
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in filled], device=model.device)
+    ends = ends_of(model, tokenizer)
+
+    def scored(seen: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
+        return logits if shift is None else shift(logits, seen.shape[1] - width)
+
     with torch.inference_mode():
-        out = model.generate(padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False)
-    return [tokenizer.decode(each[width:], skip_special_tokens=True) for each in out[: len(prompts)].cpu()]
+        out = model.generate(
+            padded,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,  # a model's own settings would bend its distribution
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=[scored],
+        )
+    return [_ended(each, ends) for each in out[: len(prompts), width:].tolist()]
+
+
+def prompt_width(length: int) -> int:
+    """Round a prompt's length up to a multiple of BUCKET that leaves room for a padding token."""
+    return bucket(length + 1)
+
+
+def ends_of(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """List the tokens that end a text: those of the model's generation config, and the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
+    return sorted(each for each in ends if each is not None)
+
+
+def _ended(ids: list[int], ends: list[int]) -> list[int]:
+    """Cut what follows the first end: padding, where other rows of the batch went on."""
+    return ids[: next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def mean_losses(

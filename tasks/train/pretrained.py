@@ -6,7 +6,7 @@ vocabulary, its end of turn is the end of sequence, and padding is never either.
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ from tasks.train.models import load_model, load_tokenizer, write_model
 class PretrainedParameters(Parameters):
     """Which model, and how it is spoken to."""
 
+    origin: Literal["pretrained"] = Field("pretrained", description="A model that somebody else made.")
     model: Annotated[str, NOT_IN_KEY] = Field(
         description="Folder of safetensors, .gguf file, package:NAME (weights in a Python package), or hub OWNER/NAME."
     )

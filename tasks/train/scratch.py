@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,6 +28,7 @@ TEMPLATE = "templates/plain.jinja"
 class ScratchParameters(Parameters):
     """Say how large the model is, which characters it reads and which weights it starts from."""
 
+    origin: Literal["scratch"] = Field(default="scratch", description="a new model, of random weights")
     layers: int = Field(default=2, ge=1, le=64, description="transformer blocks, 1 to 64")
     width: int = Field(default=64, ge=8, le=4096, description="hidden size in features")
     heads: int = Field(default=4, ge=1, le=64, description="attention heads; width / heads must be whole and even")

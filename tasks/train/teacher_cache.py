@@ -93,7 +93,7 @@ def teacher_cache(
     check_same_tokens(**{name: each.path for name, each in zip(NAMES, models, strict=False)})
     for reference in references:
         check_one_origin(teacher, reference)
-    heads = [head_of(open_model(each.path, parameters.precision)[0]) for each in models]
+    heads = [open_head(each.path, parameters.precision) for each in models]
     form = form_of(parameters, heads)
     passed = partial(run_rows, parameters, form, [each.path for each in models])
     gpus = 1 if torch_device() == "cuda" else 0
@@ -122,6 +122,12 @@ def teacher_cache(
         "sides_cut_to_nothing": float(sum(read_shard(shard, "cut").num_rows for shard in shards)),
         "bytes_per_position": size / positions,
     }
+
+
+def open_head(model: Path, precision: str) -> Head:
+    """Take the head out of a model, without the rows that pad its vocabulary: they are no tokens."""
+    opened, tokenizer = open_model(model, precision)
+    return head_of(opened).cut(len(tokenizer))
 
 
 def form_of(parameters: TeacherCacheParameters, heads: list[Head]) -> Literal["exact", "shared", "compact"]:
@@ -158,7 +164,7 @@ def run_rows(parameters: TeacherCacheParameters, form: str, models: list[Path], 
     states = states_of(
         parameters, [model for model, _ in opened], tokenizer.pad_token_id, [each[2:] for each in kept], counts
     )
-    heads = [head_of(model) for model, _ in opened]
+    heads = [open_head(each, parameters.precision) for each in models]
     columns: list[Any] = list(zip(*kept, strict=True)) or [[], [], [], []]
     return {
         "encoded": pa.table(

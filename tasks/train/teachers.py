@@ -181,10 +181,10 @@ def at_hand(teacher: Any, reference: Any | None, vocabulary: int, clip: Clip) ->
             states = (each.get_decoder()(ids, attention_mask=attention, use_cache=False) for each in models)
             return tuple(each.last_hidden_state[:, :-1][learned] for each in states)
 
-    heads = [head_of(each) for each in models]
+    heads = [head_of(each).cut(vocabulary) for each in models]
     if share(heads):
-        return _shared(lambda *asked: differences(heads[0], *lines(*asked)), heads[0].cut(vocabulary), vocabulary, clip)
-    return _exact(lines, [each.cut(vocabulary) for each in heads], vocabulary, clip)
+        return _shared(lambda *asked: differences(heads[0], *lines(*asked)), heads[0], vocabulary, clip)
+    return _exact(lines, heads, vocabulary, clip)
 
 
 def share(heads: Sequence[Head]) -> bool:
@@ -224,7 +224,7 @@ def cached(folder: Path, places: Places, counts: Places, vocabulary: int, clip: 
         return read(np.arange(ends[-1]) + np.repeat(firsts - (ends - lengths), lengths))
 
     if about.form == "compact":
-        return _compact(lines, clip)
+        return _compact(lines, vocabulary, clip)
     heads = [load_head(folder / f"{name}_head.safetensors", device).cut(vocabulary) for name in about.heads]
     return (
         _shared(lines, heads[0], vocabulary, clip) if about.form == "shared" else _exact(lines, heads, vocabulary, clip)
@@ -247,8 +247,8 @@ def _exact(lines: Any, heads: list[Head], vocabulary: int, clip: Clip) -> Teache
 
     def advantage(student: Tensor, _: Tensor, taught: Tensor, *before: Tensor) -> Tensor:
         logits = heads[0](taught)
-        against = heads[1](*before) if before else logits.new_zeros(())  # without a reference: log q, but for a shift
-        return _covered(advantage_at(student[:, :vocabulary], advantages(logits, against.expand_as(logits), clip)))
+        each = advantages(logits, heads[1](*before), clip) if before else _clipped(logits.float().log_softmax(-1), clip)
+        return _covered(advantage_at(student[:, :vocabulary], each))
 
     return Teacher(lines, divergence, advantage)
 
@@ -258,18 +258,19 @@ def _shared(lines: Any, head: Head, vocabulary: int, clip: Clip) -> Teacher:
     linear = Head(head.weight, None, head.factor)  # the bias is in both, and cancels
 
     def advantage(student: Tensor, _: Tensor, difference: Tensor, shift: Tensor) -> Tensor:
-        each = linear(difference).float() + shift[:, None]
-        return _covered(advantage_at(student[:, :vocabulary], each if clip is None else each.clamp(*clip)))
+        each = _clipped(linear(difference).float() + shift[:, None], clip)
+        return _covered(advantage_at(student[:, :vocabulary], each))
 
     return Teacher(lines, _no_divergence, advantage)
 
 
-def _compact(lines: Any, clip: Clip) -> Teacher:
+def _compact(lines: Any, vocabulary: int, clip: Clip) -> Teacher:
     """Lines: tokens, the teacher's log-probabilities and tail, and the reference's."""
 
     def divergence(student: Tensor, _: Tensor, ids: Tensor, log_q: Tensor, tail_q: Tensor, *__: Tensor) -> Tensor:
         import torch
 
+        student = student[:, :vocabulary]
         return torch.stack([coarse_kl_at(student, ids, log_q, tail_q), coverage(student, ids)])
 
     def advantage(student: Tensor, _: Tensor, ids: Tensor, *both: Tensor) -> Tensor:
@@ -277,12 +278,15 @@ def _compact(lines: Any, clip: Clip) -> Teacher:
 
         log_q, tail_q, *reference = both
         log_r, tail_r = reference or (0, 0)
-        cells, tail = log_q - log_r, tail_q - tail_r
-        if clip is not None:
-            cells, tail = cells.clamp(*clip), tail.clamp(*clip)
+        cells, tail = _clipped(log_q - log_r, clip), _clipped(tail_q - tail_r, clip)
+        student = student[:, :vocabulary]
         return torch.stack([coarse_advantage_at(student, ids, cells, tail), coverage(student, ids)])
 
     return Teacher(lines, divergence, advantage)
+
+
+def _clipped(values: Tensor, clip: Clip) -> Tensor:
+    return values if clip is None else values.clamp(*clip)
 
 
 def _no_divergence(*_: Tensor) -> Tensor:

@@ -151,11 +151,12 @@ def adapted(model: PreTrainedModel, parameters: TrainingParameters) -> Any:
     """Return the model with low-rank matrices to train, or as it is where the parameters want none.
 
     Raises:
-        BadInput: the model has no modules of the names that are wanted.
+        BadInput: the model has no modules of the names that are wanted, or its embedding or head is among them.
     """
     if parameters.lora is None:
         return model
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import set_seed
 
     lora = parameters.lora
@@ -167,11 +168,19 @@ def adapted(model: PreTrainedModel, parameters: TrainingParameters) -> Any:
         task_type="CAUSAL_LM",
     )
     set_seed(parameters.seed)
+    found = sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name})
     try:
-        return get_peft_model(model, config)
+        made = get_peft_model(model, config)
     except ValueError as error:
-        found = sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name})
         raise BadInput(str(error), f"names of modules: {', '.join(found)}", "correct lora.targets") from error
+    if any(isinstance(each, BaseTunerLayer) for each in (made.get_input_embeddings(), made.get_output_embeddings())):
+        # losses use the head's own weight, which a tied embedding shares: matrices beside it would not be seen
+        raise BadInput(
+            f"lora.targets {', '.join(lora.targets)}, with the embedding or the head among them",
+            "modules between the two",
+            "leave these two out, or train all weights",
+        )
+    return made
 
 
 def arguments(

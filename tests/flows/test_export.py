@@ -25,7 +25,8 @@ from data.fingerprint import file_digest
 from data.ids import content_ids, created_id, ids_from_bytes
 from flows.__main__ import main
 from infra.card import hub_licence, size_category, without_content, without_places
-from infra.export import export, spelt, write_files
+from infra.export import export
+from infra.export_dataset import spelt, write_files
 from infra.settings import use_settings
 from infra.stage import Measures, Parameters, Rows, stage
 from infra.store import Store, current_store
@@ -34,7 +35,6 @@ from tasks.curate.clean import CleanParameters, clean
 from tasks.curate.deduplicate import DeduplicateParameters, deduplicate
 from tasks.curate.load import LoadParameters, load
 from tasks.curate.split import SplitParameters, split
-from tasks.train.scratch import ScratchParameters, scratch
 
 ROOT = Path(__file__).parents[2]
 PRIVATE = "jane-doe-private"
@@ -346,13 +346,6 @@ def test_what_is_there_is_not_overwritten(store: Store, dataset: Artifact, capsy
     assert Path("out/mine.txt").read_text() == Path("file").read_text() == "mine"
     assert sorted(path.name for path in Path("out").iterdir()) == ["mine.txt"]
     assert not list(Path().glob(".*export*"))
-
-
-def test_a_model_is_no_dataset(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    model = scratch(ScratchParameters(layers=1, width=16, heads=2, feed_forward=16, context=64))
-    assert main(["export", model.fingerprint, "out", "--store", str(store.root)]) == 2
-    assert "a dataset: tables of rows" in capsys.readouterr().err
-    assert not Path("out").exists()
 
 
 def test_the_command_lists_its_files(store: Store, dataset: Artifact, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,8 +63,29 @@ def test_other_columns_stay_with_the_prompt(loaded: Loaded) -> None:
     assert after == [{"prompt": f"p{n}", "task": f"t{n}"} for n in range(50)]
 
 
+@pytest.mark.parametrize("turns", [False, True])
+def test_half_of_the_pairs_change_sides_and_each_is_a_new_row(loaded: Loaded, turns: bool) -> None:
+    def said(text: str) -> object:
+        return [{"role": "assistant", "content": text}] if turns else text
+
+    prompts = [[{"role": "user", "content": f"p{n}"}] if turns else f"p{n}" for n in range(41)]
+    pairs = [{"prompt": p, "chosen": said(f"c{n}"), "rejected": said(f"r{n}")} for n, p in enumerate(prompts)]
+    before = loaded(pairs, layout="preference")
+    after = shuffle(ShuffleParameters(), before)
+    old, new = before.read().to_pylist(), after.read().to_pylist()
+    sides = [(row["chosen"], row["rejected"]) for row in old]
+    found = [(row["chosen"], row["rejected"]) for row in new]
+    changed = [now == (rejected, chosen) for now, (chosen, rejected) in zip(found, sides, strict=True)]
+    assert sum(changed) == 20 and all(
+        now == was for now, was, done in zip(found, sides, changed, strict=True) if not done
+    )
+    parents = {edge["child"]: edge["parent"] for edge in after["edges"].read().to_pylist()}
+    assert [parents[row["row_id"]] for row in new] == [row["row_id"] for row in old]
+    assert shuffle(ShuffleParameters(seed=1), before).digest != after.digest
+
+
 def test_one_row_and_other_contracts_are_refused(loaded: Loaded) -> None:
     with pytest.raises(BadInput, match="1 rows with"):
         shuffle(ShuffleParameters(), loaded(ROWS[:1]))
-    with pytest.raises(BadInput, match="two or more prompt-completion rows"):
+    with pytest.raises(BadInput, match="two or more rows of prompt and completion"):
         shuffle(ShuffleParameters(), loaded([{"text": "t"}] * 3, layout="unlabelled"))

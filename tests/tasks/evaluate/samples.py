@@ -99,8 +99,28 @@ def _selection() -> dict[str, Any]:
 
 def _arm(name: str, loss: float, mean: float | None, reach: float = 0.01) -> dict[str, Any]:
     change = None if mean is None else {"mean": mean, "low": mean - reach, "high": mean + reach}
-    return {"name": name, "seeds": 3, "loss": loss, "seed_deviation": 0.0012, "difference": change,
+    return {"name": name, "seeds": 3, "value": loss, "seed_deviation": 0.0012, "difference": change,
             "separable": None if mean is None else abs(mean) > reach}
+
+
+def _arms(metric: str, detectable: float, arms: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"metric": metric, "base": "base", "reference": "random", "control": "random value", "level": 0.95,
+            "detectable": detectable, "rows": 126, "arms": arms}
+
+
+def _alignment() -> dict[str, Any]:
+    def figure(mean: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+
+    check = {"exact_match_before": 0.41, "exact_match_after": 0.31, "difference": -0.1, "low": -0.15, "high": -0.05,
+             "accuracy": 0.99, "accuracy_low": 0.98, "accuracy_high": 1.0, "margin": 9.0, "kl": 2.1, "worse": True,
+             "loss_before": 0.4, "loss_after": 3.0, "rows": 200, "pairs": 200, "verified": True}
+    models = [
+        {"name": HOSTILE, "pairs": 200, "accuracy": figure(0.99), "margin": figure(9.0), "kl": figure(2.1)},
+        {"name": "ADPA", "pairs": 200, "accuracy": figure(0.81), "margin": figure(1.2), "kl": figure(0.06),
+         "own_kl": figure(0.05), "advantage": figure(0.21), "tokens": 17.4, "finished": 0.95},
+    ]  # fmt: skip
+    return {"level": 0.95, "shorter_accuracy": 0.31, "longer_accuracy": 0.69, "check": check, "models": models}
 
 
 def sample() -> dict[str, Any]:
@@ -142,9 +162,12 @@ def sample() -> dict[str, Any]:
                       "phrases": [{"text": f"once upon a time {HOSTILE}", "rows": 30, "items": 2, "source": "exam"}]}],
         "personal": [{"kind": "email", "masked": 12, "dropped": 3, "rows": 9}],
         "selection": _selection(),
-        "arms": {"reference": "random", "control": "random value", "level": 0.95, "detectable": 0.0125, "rows": 126,
-                 "arms": [_arm("base", 1.9, 0.41), _arm("random", 1.49, None), _arm("random value", 1.494, 0.004),
-                          _arm("ot", 1.44, -0.05)]},
+        "arms": [_arms("loss", 0.0125, [
+                     _arm("base", 1.9, 0.41), _arm("random", 1.49, None), _arm("random value", 1.494, 0.004),
+                     _arm("ot", 1.44, -0.05)]),
+                 _arms("exact_match", 0.031, [
+                     _arm("base", 0.42, -0.2), _arm("random", 0.62, None), _arm("ot", 0.66, 0.04)])],
+        "alignment": _alignment(),
         "losses": [_loss(seed, 120) for seed in range(3)],
         "comparison": {"metric": "exact match", "rows": 300, "level": 0.95, "models": [
             _model("base", 39, 0.003, 4.41, None), _model("seed 0", 40, 0.937, 0.31, 0.028),

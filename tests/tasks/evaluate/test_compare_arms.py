@@ -66,7 +66,7 @@ def test_an_arm_is_its_mean_over_seeds_weighted_by_tokens() -> None:
         [scores([1.0, 2.0], **weights), scores([3.0, 2.0], **weights), scores([1.0, 1.0], **weights)],
     )
     found = lines(made)
-    assert found["random"]["loss"] == pytest.approx((1.75 + 2.25) / 2)
+    assert found["random"]["value"] == pytest.approx((1.75 + 2.25) / 2)
     assert found["ot"]["difference"] == pytest.approx(1.0 - 2.0)
     assert found["base"]["difference"] == pytest.approx(2.0)
     assert found["random"]["seed_deviation"] == pytest.approx(np.std([1.75, 2.25], ddof=1))
@@ -130,3 +130,69 @@ def test_evaluations_that_do_not_fit_are_refused() -> None:
         parameters(("random", 1), reference="nobody")
     with pytest.raises(ValidationError, match="name of its own"):
         parameters(("random", 1), ("random", 1))
+
+
+class AnswersParameters(Parameters):
+    """Right answers as JSON."""
+
+    correct: str
+
+
+@stage("exact")
+def given_answers(work: Work, parameters: AnswersParameters) -> Measures:
+    """Publish answers as `evaluate` does."""
+    correct = json.loads(parameters.correct)
+    ids = [n.to_bytes(16, "big") for n in range(len(correct))]
+    columns = {"correct": correct, "loss": [9.0] * len(ids), "tokens": list(range(1, len(ids) + 1))}
+    work.write_single(pa.table({"row_id": pa.array(ids, pa.uuid()), **columns}), "scores")
+    return {}
+
+
+class PairsParameters(Parameters):
+    """Log-probabilities of pairs as JSON."""
+
+    chosen: str
+    rejected: str
+
+
+@stage("exact")
+def given_pairs(work: Work, parameters: PairsParameters) -> Measures:
+    """Publish log-probabilities as `evaluate_pairs` does, of a base that finds all answers alike."""
+    sides = {"chosen": json.loads(parameters.chosen), "rejected": json.loads(parameters.rejected)}
+    ids = [n.to_bytes(16, "big") for n in range(len(sides["chosen"]))]
+    base = {"chosen_base": [-1.0] * len(ids), "rejected_base": [-1.0] * len(ids)}
+    work.write_single(pa.table({"row_id": pa.array(ids, pa.uuid()), **sides, **base}), "pairs")
+    return {}
+
+
+def test_right_answers_count_by_row_and_not_by_token() -> None:
+    right = [given_answers(AnswersParameters(correct=json.dumps(each))) for each in ([0 > 1, True], [True, True])]
+    found = lines(
+        compare_arms(parameters(("ADPA", 1), base="SFT", reference="SFT", metric="exact_match"), right[0], right[1:])
+    )
+    assert (found["SFT"]["value"], found["ADPA"]["value"], found["ADPA"]["difference"]) == (0.5, 1.0, 0.5)
+
+
+def test_rewards_are_right_where_the_margin_is_above_zero_and_half_right_at_zero() -> None:
+    none = given_pairs(PairsParameters(chosen="[-1.0, -1.0, -1.0]", rejected="[-1.0, -1.0, -1.0]"))
+    some = given_pairs(PairsParameters(chosen="[-0.5, -2.0, -0.1]", rejected="[-1.0, -1.0, -9.0]"))
+    chosen = parameters(("DPO", 1), base="SFT", reference="SFT", metric="reward_accuracy")
+    made = compare_arms(chosen, none, [some])
+    found = lines(made)
+    assert found["SFT"]["value"] == 0.5 and found["DPO"]["value"] == pytest.approx(2 / 3)
+    assert made.record["measures"]["DPO, reward accuracy"] == pytest.approx(2 / 3)
+
+
+def test_a_metric_that_was_not_measured_is_refused() -> None:
+    chosen = parameters(("DPO", 1), base="SFT", reference="SFT", metric="reward_accuracy")
+    with pytest.raises(BadInput, match="and no pairs"):
+        compare_arms(chosen, scores([1.0]), [scores([2.0])])
+    silent = [given_answers(AnswersParameters(correct=json.dumps([None, each]))) for each in (None, True)]
+    chosen = parameters(("DPO", 1), base="SFT", reference="SFT", metric="exact_match")
+    with pytest.raises(BadInput, match="without answers"):
+        compare_arms(chosen, silent[0], silent[1:])
+
+
+def test_an_arm_may_not_be_called_as_the_base() -> None:
+    with pytest.raises(ValidationError, match="give each a name of its own"):
+        parameters(("base", 1), reference="base")

@@ -56,7 +56,7 @@ def test_forest_shows_zero_and_marks_intervals_that_cross_it() -> None:
 
 
 def test_a_band_shows_what_could_not_have_been_found() -> None:
-    arms = sample()["arms"]["arms"][1:]
+    arms = sample()["arms"][0]["arms"][1:]
     plain, banded = forest(arms, "difference"), forest(arms, "difference", unseen=0.2)
     assert plain and banded and plain["band"] is None
     assert [row["name"] for row in banded["rows"]] == ["random value", "ot"]

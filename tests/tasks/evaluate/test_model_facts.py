@@ -12,14 +12,14 @@ from tasks.evaluate.model_facts import arms_facts, by_group, draw, side_by_side
 
 
 def test_arms_are_told_as_they_were_compared(tmp_path: Path) -> None:
-    line = {"seeds": 2, "rows": 9, "loss": 1.5, "seed_deviation": None}
+    line = {"seeds": 2, "rows": 9, "value": 1.5, "seed_deviation": None}
     lines = [
         {"arm": "base", **line, "difference": 0.4, "low": 0.3, "high": 0.5, "separable": True},
         {"arm": "random", **line, "difference": None, "low": None, "high": None, "separable": None},
         {"arm": "ot", **line, "difference": 0.01, "low": -0.1, "high": 0.1, "separable": False},
     ]
     pq.write_table(pa.Table.from_pylist(lines, schema=ARMS), tmp_path / "arms.parquet")
-    parameters = {"reference": "random", "control": "", "level": 0.9}
+    parameters = {"metric": "loss", "base": "base", "reference": "random", "control": "", "level": 0.9}
     record = {"key": {"parameters": parameters}, "measures": {"detectable": 0.02}, "outputs": {"arms": {"rows": 3}}}
     (tmp_path / "record.json").write_text(json.dumps(record))
     told = arms_facts(Artifact("compare_arms", "0" * 32, tmp_path))

@@ -220,7 +220,7 @@ def test_rows_stand_on_both_sides_of_a_threshold_and_one_sided_rules_are_folded(
 
 def test_arms_say_first_what_could_have_been_found_and_what_is_not_separable() -> None:
     page = render(sample())
-    section = page[page.index('<h2 id="arms">') : page.index('<h2 id="curves">')]
+    section = page[page.index('<h2 id="arms">') : page.index('<h2 id="arms-2">')]
     assert section.index("0.0125 nats per token is the smallest") < section.index("<svg")
     drawn = section[section.index("<svg") : section.index("</svg>")]
     assert drawn.count(", not separable") == 1 and drawn.count('class="mean crosses"') == 1
@@ -228,6 +228,24 @@ def test_arms_say_first_what_could_have_been_found_and_what_is_not_separable() -
     assert section.count("not separable") == 2 and section.count(">apart<") == 2 and ">reference<" in section
     models = page[page.index('<h2 id="models">') :]
     assert models.count('class="mean crosses"') == 1 and "0 is the base" in models
+
+
+def test_each_comparison_of_arms_has_its_own_metric_and_unit() -> None:
+    page = render(sample())
+    section = page[page.index('<h2 id="arms-2">') : page.index('<h2 id="alignment">')]
+    assert "Arms: exact match" in section and "3.1 percentage points is the smallest" in section
+    assert ">66%<" in section and "+4.0<small>+3.0 to +5.0</small>" in section
+
+
+def test_a_teacher_that_got_worse_is_told_loudly_beside_what_models_prefer() -> None:
+    facts = sample()
+    section = render(facts)[render(facts).index('<h2 id="alignment">') :]
+    assert 'class="warning">The teacher got worse' in section and "41% before and 31% after" in section
+    assert "the better one is right in 31% of the pairs, the longer one in 69%" in section
+    assert "<script>" not in section
+    assert section.count('<td class="num">\N{EN DASH}</td>') >= 3  # the first was asked for no answers
+    facts["alignment"]["check"] |= {"worse": False}
+    assert 'class="note">The teacher is no worse' in render(facts)
 
 
 def test_what_checks_found_is_told() -> None:

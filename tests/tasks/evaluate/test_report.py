@@ -283,7 +283,7 @@ def curated(curation: Any) -> Iterator[dict[str, Any]]:
 
 def test_a_curation_has_no_models_and_says_what_was_selected(curated: dict[str, Any]) -> None:
     assert curated["losses"] == curated["by_group"] == curated["generations"] == []
-    assert curated["comparison"] is curated["arms"] is None
+    assert curated["comparison"] is None and curated["arms"] == []
     headline = {fact["label"]: fact["value"] for fact in curated["headline"]}
     assert headline["rows kept"] == "20 of 96"
     assert headline["rows selected, ot"] == "20 of 92"
@@ -336,7 +336,7 @@ def test_all_lists_may_be_empty(curation: Any) -> None:
     with use_settings(store=curation.chosen.path.parents[1], workers=1):
         told = report(ReportParameters(), curation.loaded, [curation.loaded], [], [], [])
     facts = json.loads((told.path / "report.json").read_bytes())
-    assert facts["selection"] is facts["arms"] is facts["comparison"] is None
+    assert facts["selection"] is facts["comparison"] is facts["alignment"] is None and facts["arms"] == []
     assert facts["thresholds"] == facts["overlaps"] == facts["personal"] == []
     page = (told.path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r'<section aria-labelledby="(\w+)">', page) == ["rows", "ancestry", "provenance"]
@@ -356,7 +356,7 @@ def test_selections_are_called_as_the_arms_that_trained_on_them(curation: Any) -
         told = report(ReportParameters(), curation.apart, curation.made[:7], picked, [], [compared])
         facts = json.loads((told.path / "report.json").read_bytes())
     assert [each["name"] for each in facts["selection"]["selections"]] == ["by lot", "close by", "wanted"]
-    assert [(arm["name"], arm["separable"]) for arm in facts["arms"]["arms"]] == [
+    assert [(arm["name"], arm["separable"]) for arm in facts["arms"][0]["arms"]] == [
         ("base", True), ("by lot", None), ("close by", True), ("wanted", True)
     ]  # fmt: skip
     headline = {fact["label"]: fact["value"] for fact in facts["headline"]}

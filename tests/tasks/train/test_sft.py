@@ -14,54 +14,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 from trl.trainer.base_trainer import _BaseTrainer
 
 from data.errors import BadInput
-from tasks.train.chat import encode, prepare_tokenizer, template_text
+from tasks.train.chat import encode, prepare_tokenizer
 from tasks.train.checkpoints import newest_checkpoint
-from tasks.train.models import load_model, load_tokenizer, write_model
+from tasks.train.models import load_model, load_tokenizer
 from tasks.train.sft import SftParameters, tokenise, train, with_labels
 from tasks.train.training import HISTORY
-
-REPOSITORY = Path(__file__).parents[3]
-
-
-def byte_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_ = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bytes_.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bytes_, **({"eos_token": "<|endoftext|>"} | special))
-
-
-def write_base(folder: Path, tokenizer: PreTrainedTokenizerFast, **config: object) -> Path:
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ids = {
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    torch.manual_seed(0)
-    config = shape | ids | {"tie_word_embeddings": True, "attention_dropout": 0.2} | config
-    raw = folder / "raw"
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **config)).save_pretrained(raw)
-    tokenizer.save_pretrained(raw)
-    prepared = load_tokenizer(raw, template())  # as the stage `pretrained` does
-    write_model(load_model(raw, prepared, seed=0), prepared, folder / "base")
-    return folder / "base"
-
-
-def template() -> str:
-    return template_text("chatml", byte_tokenizer())
+from tests.tasks.train.small import REPOSITORY, byte_tokenizer, contents, template, write_base
 
 
 def options(**changes: object) -> SftParameters:
@@ -108,10 +71,6 @@ def undisturbed(base: Path, rows: pa.Table, tmp_path_factory: pytest.TempPathFac
     work = tmp_path_factory.mktemp("undisturbed")
     train(base, rows, work / "model", work / "checkpoints", options())
     return work
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_output_opens_and_its_weights_moved(base: Path, undisturbed: Path) -> None:
