@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("artifact", nargs="?", help=ARTIFACT)
     sub.add_argument("name", nargs="?", help="the name; it gets the next version")
     sub.add_argument("--because", default="", metavar="TEXT", help="a note that is kept with the version")
-    sub = add("export", datasets.export, "write a dataset or a model into a folder that Hugging Face's tools read, with a card")
+    sub = add("export", datasets.export, "write a dataset or a model for others: a folder with a card")
     sub.add_argument("artifact", help=ARTIFACT)
     sub.add_argument("destination", metavar="dest", help="a new folder")
     sub = add("verify", datasets.verify, "make an artifact again from its sources, and compare")
