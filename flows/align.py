@@ -87,7 +87,10 @@ class AlignParameters(Parameters):
 
 @flow
 def align(parameters: AlignParameters) -> Built:
-    """Rows, pairs -> a teacher and its reference, checked -> a student for each arm and seed -> compared -> report."""
+    """Rows, pairs -> a teacher and its reference, checked -> a student for each arm and seed -> compared -> report.
+
+    The model that the flow is said to have built is the first of the last arm.
+    """
     loaded, loaded_pairs = load(parameters.rows), load(parameters.pairs)
     rows, pairs = clean(parameters.clean, loaded), clean(parameters.clean, loaded_pairs)
     unique = deduplicate(parameters.deduplicate, pairs)
@@ -125,7 +128,7 @@ def align(parameters: AlignParameters) -> Built:
         [scores[0], *(score for score, model in zip(scores[1:], models, strict=True) if model in firsts)],
         [compared, preferred, checked, rewards, *margins, *heard],
     )
-    return Built(dataset=parts, model=models[-1], report=page)
+    return Built(dataset=parts, model=firsts[-1], report=page)
 
 
 def taught(parameters: AlignParameters, arm: StudentArm, lesson: Lesson) -> Lesson:

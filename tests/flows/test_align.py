@@ -54,7 +54,7 @@ def given(tmp_path: Path) -> dict[str, Any]:
     ]
     arms: list[dict[str, Any]] = [{"name": name, "train": train} for name, train in methods]
     arms[1]["seeds"] = [0, 1]
-    arms.append({"name": "DPO, shuffled", "shuffled": True, "train": {"method": "dpo", **TRAINING}})
+    arms.insert(-1, {"name": "DPO, shuffled", "shuffled": True, "train": {"method": "dpo", **TRAINING}})
     return {
         **sources,
         "split": {"test_share": 0.4},
@@ -100,7 +100,7 @@ def test_every_method_learns_from_one_lesson_and_its_model_knows_its_seeds(store
     facts = json.loads((built.report.path / "report.json").read_bytes())
     names = [model["name"] for model in facts["alignment"]["models"]]
     assert names == ["teacher", "SFT", "SFT on chosen", "DPO, 1 of 2", "DPO, 2 of 2", "ORPO", "VanillaKD", "DCKD",
-                     "ADPA, no reference", "ADPA", "ADPA+", "DPO, shuffled"]  # fmt: skip
+                     "ADPA, no reference", "ADPA", "DPO, shuffled", "ADPA+"]  # fmt: skip
     assert [told["metric"] for told in facts["arms"]] == ["exact_match", "reward_accuracy"]
     assert all(model["advantage"] for model in facts["alignment"]["models"][1:])
     assert facts["alignment"]["check"]["worse"] is False
@@ -137,7 +137,8 @@ def test_a_teacher_cannot_be_cut_out_of_itself(given: dict[str, Any]) -> None:
 
 def test_defaults_are_the_papers() -> None:
     """DCKD and ADPA: rates of 5e-7, alpha .1, gamma 1.6, batches of 128; the teacher's DPO: beta .01."""
-    bare = find_recipe("align").parameters(["arms=[{name: a, train: {method: adpa_plus}}]", "dpo={}"])
+    reference = [f"{compare}.reference=SFT" for compare in ("compare", "compare_rewards")]
+    bare = find_recipe("align").parameters(["arms=[{name: a, train: {method: adpa_plus}}]", "dpo={}", *reference])
     assert isinstance(bare, AlignParameters)
     train = bare.arms[0].train
     assert train.method == "adpa_plus"
