@@ -103,6 +103,12 @@ def sortable(ids: pa.Array) -> npt.NDArray[np.bytes_]:
     return values
 
 
+def lowest(ids: pa.ChunkedArray, count: int | None) -> Bounds:
+    """Choose the `count` rows with the lowest ids, all where it is None: their positions, ascending."""
+    positions: Bounds = np.sort(np.argsort(sortable(_whole(ids)), kind="stable")[:count])
+    return positions
+
+
 def table_digest(batches: Iterable[pa.Table]) -> str:
     """Digest a table logically: 64 hex digits over its rows in order, column by column, sorted by name.
 

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from data.artifact import Artifact
 from data.contracts import ID
 from data.errors import BadInput
+from data.ids import lowest
 from infra.devices import torch_device
 from infra.shards import Tables, read_shard
 from infra.stage import Measures, Parameters, Reference, stage
@@ -74,7 +75,7 @@ def evaluate(work: Work, parameters: EvaluateParameters, rows: Reference, model:
     if parameters.group_column and parameters.group_column not in rows.schema.names:
         raise BadInput(f"no column {parameters.group_column!r}; the rows have {', '.join(rows.schema.names)}",
                        "a column to group by", "keep it when the rows are loaded, or correct group_column")  # fmt: skip
-    asked = lowest(rows.read(["row_id"]), parameters.rows)
+    asked = lowest(rows.read(["row_id"])["row_id"], parameters.rows).tolist()
     batches = [asked[start : start + parameters.batch_size] for start in range(0, len(asked), parameters.batch_size)]
     gpus = 1 if torch_device() == "cuda" else 0
     shards = work.map(partial(score_rows, parameters, rows, model.path), batches, "scores", gpus)
@@ -91,12 +92,6 @@ def evaluate(work: Work, parameters: EvaluateParameters, rows: Reference, model:
         "loss": float(np.average(loss, weights=tokens)),
         **({"exact_match": float(pc.mean(scores["correct"].cast(pa.float64())).as_py())} if answered else {}),
     }
-
-
-def lowest(table: pa.Table, count: int | None) -> list[int]:
-    """Choose the rows with the lowest row ids: their positions, ascending."""
-    ids = table["row_id"].combine_chunks().storage.cast(pa.binary())
-    return sorted(pc.sort_indices(ids)[:count].to_pylist())
 
 
 def score_rows(parameters: EvaluateParameters, rows: Artifact, model: Path, positions: list[int]) -> Tables:

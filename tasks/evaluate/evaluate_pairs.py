@@ -19,12 +19,12 @@ from pydantic import Field
 from data.artifact import Artifact
 from data.contracts import ID
 from data.errors import BadInput
+from data.ids import lowest
 from infra.devices import torch_device
 from infra.shards import Tables, read_shard
-from infra.stage import Measures, Parameters, Reference, stage
+from infra.stage import Measures, Reference, stage
 from infra.work import Work
-from tasks.evaluate.evaluate import lowest
-from tasks.evaluate.intervals import Floats, mean_intervals, reward_margins, wins
+from tasks.evaluate.intervals import Floats, IntervalParameters, mean_intervals, reward_margins, wins
 from tasks.evaluate.responses import UNLIMITED, expected_ratio, hear, positions_of, score
 from tasks.train.chat import teaches
 from tasks.train.compatible import check_same_tokens
@@ -47,7 +47,7 @@ PAIR_SCORES = pa.schema(
 )  # fmt: skip
 
 
-class EvaluatePairsParameters(Parameters):
+class EvaluatePairsParameters(IntervalParameters):
     """Which pairs to ask, and how sure to be."""
 
     rows: int | None = Field(
@@ -58,9 +58,6 @@ class EvaluatePairsParameters(Parameters):
     )
     batch_size: int = Field(8, ge=1, description="Answers in one pass of a model.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Weights and arithmetic of the models.")
-    level: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of the intervals.")
-    draws: int = Field(10_000, ge=100, description="Bootstrap samples.")
-    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
 
 
 @stage("float")
@@ -76,7 +73,7 @@ def evaluate_pairs(
     """
     want_preferences(rows.schema)
     check_same_tokens(model=model.path, base=base.path)
-    asked = lowest(rows.read(["row_id"]), parameters.rows)
+    asked = lowest(rows.read(["row_id"])["row_id"], parameters.rows).tolist()
     shards = [asked[start : start + PAIRS_AT_ONCE] for start in range(0, len(asked), PAIRS_AT_ONCE)]
     scored = partial(score_pairs, parameters, rows, [model.path, base.path])
     done = work.map(scored, shards, "pairs", 1 if torch_device() == "cuda" else 0)

@@ -19,12 +19,12 @@ from pydantic import Field
 from data.artifact import Artifact
 from data.contracts import GENERATION, ID, contract_of
 from data.errors import BadInput
+from data.ids import lowest
 from infra.devices import torch_device
 from infra.shards import Tables, read_shard
-from infra.stage import Measures, Parameters, Reference, References, stage
+from infra.stage import Measures, Reference, References, stage
 from infra.work import Work
-from tasks.evaluate.evaluate import lowest
-from tasks.evaluate.intervals import mean_intervals
+from tasks.evaluate.intervals import IntervalParameters, mean_intervals
 from tasks.evaluate.responses import UNLIMITED, expected_ratio, hear, positions_of, score
 from tasks.train.chat import teaches
 from tasks.train.compatible import check_one_origin, check_same_tokens
@@ -45,7 +45,7 @@ RESPONSE_SCORES = pa.schema(
 )  # fmt: skip
 
 
-class EvaluateResponsesParameters(Parameters):
+class EvaluateResponsesParameters(IntervalParameters):
     """Which responses to score, and how sure to be."""
 
     rows: int | None = Field(
@@ -56,9 +56,6 @@ class EvaluateResponsesParameters(Parameters):
     )
     batch_size: int = Field(8, ge=1, description="Responses in one pass of a model.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Weights and arithmetic of the models.")
-    level: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of the intervals.")
-    draws: int = Field(10_000, ge=100, description="Bootstrap samples.")
-    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
 
 
 @stage("float")
@@ -82,7 +79,7 @@ def evaluate_responses(
         raise BadInput(f"rows of the contract {contract_of(rows.schema).name}", "responses: prompt, completion, "
                        "finish_reason", "pass what the stage respond has made")  # fmt: skip
     check_teachers(model, base, teachers)
-    asked = lowest(rows.read(["row_id"]), parameters.rows)
+    asked = lowest(rows.read(["row_id"])["row_id"], parameters.rows).tolist()
     shards = [asked[start : start + ROWS_AT_ONCE] for start in range(0, len(asked), ROWS_AT_ONCE)]
     models = [each.path for each in (model, base, *teachers)]
     done = work.map(

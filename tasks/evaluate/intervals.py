@@ -4,10 +4,20 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from data.fingerprint import seed_for
+from infra.stage import Parameters
 
 Floats = npt.NDArray[np.float64]
+
+
+class IntervalParameters(Parameters):
+    """Say how sure to be."""
+
+    level: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of the intervals.")
+    draws: int = Field(10_000, ge=100, description="Bootstrap samples.")
+    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
 
 
 def mean_intervals(

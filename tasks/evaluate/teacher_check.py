@@ -22,9 +22,9 @@ from pydantic import Field
 from data.artifact import Artifact
 from data.errors import BadInput
 from infra.progress import say
-from infra.stage import Measures, Parameters, Reference, stage
+from infra.stage import Measures, Reference, stage
 from infra.work import Work
-from tasks.evaluate.intervals import Floats, mean_intervals, reward_margins, wins
+from tasks.evaluate.intervals import Floats, IntervalParameters, mean_intervals, reward_margins, wins
 
 CHECK = pa.schema(
     [
@@ -37,13 +37,10 @@ CHECK = pa.schema(
 )  # fmt: skip
 
 
-class TeacherCheckParameters(Parameters):
+class TeacherCheckParameters(IntervalParameters):
     """How sure to be, and whether to go on all the same."""
 
     allow_worse: bool = Field(False, description="Let a teacher teach that got worse; the check still records it.")
-    level: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of the intervals.")
-    draws: int = Field(10_000, ge=100, description="Bootstrap samples.")
-    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
 
 
 @stage("float")

@@ -17,9 +17,7 @@ from torch import Tensor
 from tasks.train.heads import Head
 
 
-def score_in_chunks(
-    function: Callable[..., Tensor], head: Head, chunk: int, hidden: Tensor, *lines: Tensor
-) -> Tensor:
+def score_in_chunks(function: Callable[..., Tensor], head: Head, chunk: int, hidden: Tensor, *lines: Tensor) -> Tensor:
     """Apply a function to the logits of positions, `chunk` at a time.
 
     Args:

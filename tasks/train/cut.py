@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from data.errors import BadInput
-from data.ids import sortable
+from data.ids import lowest
 from infra.devices import torch_device
 from infra.shards import Tables, read_shard
 from infra.stage import Measures, Parameters, Reference, stage
@@ -71,17 +71,16 @@ def cut(work: Work, parameters: CutParameters, rows: Reference, model: Reference
             response within max_length.
     """
     layers = _layers(model.path, parameters.keep)
-    lowest = np.argsort(sortable(rows.read(["row_id"])["row_id"].combine_chunks()))[: parameters.rows]
-    lowest.sort()
+    places = lowest(rows.read(["row_id"])["row_id"], parameters.rows)
     size = parameters.batch_size
-    batches = [Pick(rows, lowest[start : start + size]) for start in range(0, len(lowest), size)]
+    batches = [Pick(rows, places[start : start + size]) for start in range(0, len(places), size)]
     gpus = 1 if torch_device() == "cuda" else 0
     shards = work.map(partial(weigh_rows, parameters, model.path), batches, "weights", gpus, draft=True)
     weighed = _sums(shards, "weights", ["positions", *map(str, range(layers))])
     positions = weighed["positions"]
     if not positions:
         raise BadInput(
-            f"{len(lowest)} rows to measure layers on, none with a response within {parameters.max_length} tokens",
+            f"{len(places)} rows to measure layers on, none with a response within {parameters.max_length} tokens",
             "at least one",
             "raise max_length, or take other rows",
         )

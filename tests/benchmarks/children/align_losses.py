@@ -1,9 +1,12 @@
-"""Score ADPA's advantages or DCKD's divergence once, forward and backward: peak memory and CPU seconds.
+"""Score ADPA's advantages or DCKD's divergence, forward and backward: peak memory and CPU seconds.
 
-align_losses.py FORM LOSS [TIMES]: FORM is full (three log-softmaxes over [batch, length, vocabulary], prompts and all),
-dense (response positions alone) or a chunk, in positions; LOSS is advantage or divergence (which has no reference).
-512 tokens of which 256 are a response, a vocabulary of 49,152, a width of 576, fp32. All begin with final hidden states
-and three heads, and end with the gradients of the student's states and of its head.
+align_losses.py FORM LOSS TIMES: FORM is held or freed (log-softmaxes of student, teacher and reference over [batch,
+length, vocabulary], prompts and all; the logits that they are made of are held until the end, as by a loss that is a
+function of logits, or freed at once), dense (response positions alone) or a chunk, in positions; LOSS is advantage or
+divergence (which has no reference). 512 tokens of which 256 are a response, a vocabulary of 49,152, a width of 576,
+fp32. All begin with final hidden states and heads, and end with the gradients of the student's states and of its head,
+of which the latter takes 108 MB itself. Memory is counted above what the process has before, warmed up on a small
+vocabulary.
 """
 
 import json
@@ -11,7 +14,6 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from tasks.train.pairs import Batch
 
 VOCABULARY, WIDTH, LENGTH, PROMPT = 49_152, 576, 512, 256
 
-form, loss, *more = sys.argv[1:]
+form, loss, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
 
 def status(name: str) -> float:
@@ -31,45 +33,59 @@ def status(name: str) -> float:
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
-def full(student: Tensor, teacher: Tensor, reference: Tensor, heads: list[Head], mask: Tensor) -> Tensor:
-    log_p = heads[0](student).log_softmax(-1)
-    with torch.no_grad():
-        log_q = heads[1](teacher).log_softmax(-1)
-        log_r = heads[2](reference).log_softmax(-1) if loss == "advantage" else None
-    nats = -(log_p.exp() * (log_q - log_r)).sum(-1) if log_r is not None else (log_q.exp() * (log_q - log_p)).sum(-1)
-    return (nats * mask).sum() / mask.sum()
+def full(states: list[Tensor], heads: list[Head], mask: Tensor) -> Tensor:
+    used, logs, held = 3 if loss == "advantage" else 2, [], []
+    for number in range(used):
+        with torch.set_grad_enabled(number == 0):
+            logits = heads[number](states[number])
+            logs.append(logits.log_softmax(-1))
+            held += [logits] if form == "held" else []
+        del logits
+    log_p, log_q, *log_r = logs
+    nats = -(log_p.exp() * (log_q - log_r[0])).sum(-1) if log_r else (log_q.exp() * (log_q - log_p)).sum(-1)
+    mean = (nats * mask).sum() / mask.sum()
+    mean.backward()
+    return mean.detach()
 
 
-def ours(student: Tensor, teacher: Tensor, reference: Tensor, heads: list[Head], mask: Tensor) -> Tensor:
+def ours(states: list[Tensor], heads: list[Head], mask: Tensor) -> Tensor:
     def score(logits: Tensor, _: Tensor, taught: Tensor, before: Tensor) -> Tensor:
         if loss == "advantage":
             return advantage_at(logits, advantages(heads[1](taught), heads[2](before)))
         return kl_at(logits, heads[1](taught))
 
     at = mask.bool()
-    hidden, zeros = student[at], torch.zeros(int(at.sum()), dtype=torch.long)
+    student, teacher, reference = (each[at] for each in states)
+    zeros = torch.zeros(len(student), dtype=torch.long)
     chunk = None if form == "dense" else int(form)
-    batch = Batch(heads[0], hidden, zeros, zeros, zeros.float(), 0, {}, zeros[:1], 1.0, chunk)
-    return batch.score(score, teacher[at], reference[at]).sum() / at.sum()
+    batch = Batch(heads[0], student, zeros, zeros, zeros.float(), 0, {}, zeros[:1], 1.0, chunk)
+    mean = batch.score(score, teacher, reference).mean()
+    mean.backward()
+    return mean.detach()
+
+
+def once(vocabulary: int) -> Tensor:
+    """Score states of the first so many tokens."""
+    for each in (states[0], weights[0]):
+        each.grad = None
+    return (full if form in ("held", "freed") else ours)(states, [Head(each[:vocabulary]) for each in weights], mask)
 
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
 states = [torch.randn(1, LENGTH, WIDTH) for _ in range(3)]
 weights = [torch.empty(VOCABULARY, WIDTH).normal_(0, 0.05) for _ in range(3)]
-student, weight = states[0].requires_grad_(), weights[0].requires_grad_()
-weight.grad = torch.zeros_like(weight)  # a training holds it whatever the loss
 mask = torch.zeros(1, LENGTH)
 mask[:, PROMPT:] = 1
-heads = [Head(each) for each in weights]
-warm = torch.ones(8, WIDTH, requires_grad=True)
-(warm @ weights[1][:64].T).log_softmax(-1).sum().backward()
-before, made, seconds = status("VmRSS"), Any, []
-for _ in range(int(*more or (1,))):
-    student.grad, began = None, time.process_time()
-    made = (full if form == "full" else ours)(*states, heads, mask)
-    made.backward()
+states[0].requires_grad_()
+own, weights[0] = weights[0], weights[0][:512].clone().requires_grad_()
+once(512)
+weights[0] = own.requires_grad_()
+states[0].grad = None
+before, seconds = status("VmRSS"), []
+for _ in range(times):
+    began = time.process_time()
+    made = once(VOCABULARY)
     seconds.append(time.process_time() - began)
-peak = status("VmHWM") - before
-norms = [float(student.grad.norm()), float(weight.grad.norm())]
-print(json.dumps({"loss": float(made), "peak": peak, "seconds": median(seconds), "norms": norms}))
+facts = {"loss": float(made), "norms": [float(states[0].grad.norm()), float(own.grad.norm())]}
+print(json.dumps({"peak": status("VmHWM") - before, "seconds": median(seconds), **facts}))

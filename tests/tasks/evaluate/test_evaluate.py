@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 
 from data.artifact import Artifact
 from data.errors import BadInput
+from data.ids import lowest
 from infra.settings import use_settings
 from infra.shards import stop_ray
 from infra.stage import Measures, Parameters, stage
 from infra.store import current_store
 from infra.work import Work
 from tasks.curate.load import LoadParameters, load
-from tasks.evaluate.evaluate import EvaluateParameters, evaluate, extract, lowest, open_model
+from tasks.evaluate.evaluate import EvaluateParameters, evaluate, extract, open_model
 from tasks.train.chat import prepare_tokenizer, template_text
 from tasks.train.models import write_model
 from tasks.train.scratch import ScratchParameters, character_tokenizer, random_llama
@@ -162,7 +163,7 @@ def test_some_rows_are_those_of_the_lowest_ids(model: Artifact, tmp_path: Path) 
     asked = [line["row_id"] for line in made["scores"].read().to_pylist()]
     assert set(asked) == set(sorted(ids, key=lambda each: each.bytes)[:2])
     assert asked == [each for each in ids if each in asked]
-    assert lowest(rows.read(["row_id"]), None) == [0, 1, 2, 3, 4]
+    assert lowest(rows.read(["row_id"])["row_id"], None).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_rows_that_are_too_long_are_not_asked_and_counted(model: Artifact, tmp_path: Path) -> None:
