@@ -119,9 +119,9 @@ def compare_arms(work: Work, parameters: CompareArmsParameters, base: Reference,
             }
         )
     work.write_single(pa.Table.from_pylist(lines, schema=ARMS), "arms")
-    return {"detectable": detectable(of_arms, weights, parameters)} | {
-        f"{line['arm']}, {parameters.metric.replace('_', ' ')}": line["value"] for line in lines
-    }
+    measures = {f"{line['arm']}, {parameters.metric.replace('_', ' ')}": line["value"] for line in lines}
+    least = detectable(of_arms, weights, parameters)
+    return measures | ({} if least is None else {"detectable": least})
 
 
 def read_values(evaluations: list[Artifact], metric: str) -> tuple[Floats, Floats]:
@@ -170,11 +170,13 @@ def draw_means(arms: dict[str, Floats], weights: Floats, parameters: CompareArms
     return {name: np.concatenate(parts) for name, parts in means.items()}
 
 
-def detectable(arms: dict[str, Floats], weights: Floats, parameters: CompareArmsParameters) -> float:
+def detectable(arms: dict[str, Floats], weights: Floats, parameters: CompareArmsParameters) -> float | None:
     """Compute the smallest difference that would be found four times in five, in the metric's unit.
 
-    Without a control of its own, the reference is held against itself drawn apart.
+    Without a control of its own, the reference is held against itself drawn apart; with one seed nobody can say.
     """
     other = arms[parameters.control or parameters.reference]
+    if len(other) == 1 and parameters.control in ("", parameters.reference):
+        return None
     drawn = draw_means({"reference": arms[parameters.reference], "control": other}, weights, parameters)
     return float(DETECTABLE * np.std(drawn["control"] - drawn["reference"]))

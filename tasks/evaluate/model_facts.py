@@ -60,7 +60,7 @@ def arms_facts(comparison: Artifact) -> Facts:
         "reference": parameters["reference"],
         "control": parameters["control"],
         "level": parameters["level"],
-        "detectable": comparison.record["measures"]["detectable"],
+        "detectable": comparison.record["measures"].get("detectable"),
         "rows": lines[0]["rows"],
         "arms": [
             {

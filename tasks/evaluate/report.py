@@ -127,10 +127,11 @@ def _private(made: list[Artifact]) -> list[Artifact]:
 
 def headline(dataset: Artifact, made: list[Artifact], facts: Facts, compared: list[Facts]) -> list[dict[str, str]]:
     """State the few facts that matter most."""
+    before = {each.fingerprint for each in ancestors(dataset, ["rows"]).there}
     loaded = sum(
         each.record["measures"]["rows_created"] + each.record["measures"]["rows_failed"]
         for each in made
-        if each.record["source"]
+        if each.record["source"] and each.fingerprint in before
     )
     kept = sum(output["rows"] for output in dataset.record["outputs"].values() if "contract" in output)
     told = [("rows kept", f"{kept:,} of {loaded:,}")]
@@ -166,12 +167,11 @@ def _commonest(made: list[Artifact], stages: list[Facts]) -> list[tuple[str, str
 def _separable(arms: Facts) -> list[tuple[str, str]]:
     others = [arm for arm in arms["arms"] if arm["separable"] is not None and arm["name"] != arms["base"]]
     found = sum(arm["separable"] for arm in others)
-    least = arms["detectable"]
-    told = f"{number(least, 3)} nats per token" if arms["metric"] == "loss" else f"{number(100 * least, 1)} points"
-    return [
-        ("smallest difference it could find", told),
-        (f"arms that differ from {arms['reference']}", f"{found} of {len(others)}"),
-    ]
+    told = [(f"arms that differ from {arms['reference']}", f"{found} of {len(others)}")]
+    if (least := arms["detectable"]) is None:
+        return told
+    unit = f"{number(least, 3)} nats per token" if arms["metric"] == "loss" else f"{number(100 * least, 1)} points"
+    return [("smallest difference it could find", unit), *told]
 
 
 def _gained(compared: list[Facts], level: float) -> list[tuple[str, str]]:

@@ -68,7 +68,9 @@ class TeacherCacheParameters(Parameters):
     max_length: int = Field(
         1024, ge=2, description="Longest conversation, in tokens; what is longer is cut at its end."
     )
-    batch_size: int = Field(8, ge=1, description="Conversations in one pass of a model.")
+    batch_size: int = Field(
+        2, ge=1, description="Conversations in one pass of a model; short batches are filled up. A GPU wants more."
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Weights and arithmetic of the models; states are kept in it."
     )

@@ -64,11 +64,8 @@ def ours(states: list[Tensor], heads: list[Head], mask: Tensor) -> Tensor:
     return mean.detach()
 
 
-def once(vocabulary: int) -> Tensor:
-    """Score states of the first so many tokens."""
-    for each in (states[0], weights[0]):
-        each.grad = None
-    return (full if form in ("held", "freed") else ours)(states, [Head(each[:vocabulary]) for each in weights], mask)
+def once(weights: list[Tensor]) -> Tensor:
+    return (full if form in ("held", "freed") else ours)(states, [Head(each) for each in weights], mask)
 
 
 torch.set_num_threads(1)
@@ -78,14 +75,13 @@ weights = [torch.empty(VOCABULARY, WIDTH).normal_(0, 0.05) for _ in range(3)]
 mask = torch.zeros(1, LENGTH)
 mask[:, PROMPT:] = 1
 states[0].requires_grad_()
-own, weights[0] = weights[0], weights[0][:512].clone().requires_grad_()
-once(512)
-weights[0] = own.requires_grad_()
-states[0].grad = None
+once([each[:512].clone().requires_grad_(number == 0) for number, each in enumerate(weights)])
+weights[0].requires_grad_()
 before, seconds = status("VmRSS"), []
 for _ in range(times):
+    states[0].grad = weights[0].grad = None
     began = time.process_time()
-    made = once(VOCABULARY)
+    made = once(weights)
     seconds.append(time.process_time() - began)
-facts = {"loss": float(made), "norms": [float(states[0].grad.norm()), float(own.grad.norm())]}
+facts = {"loss": float(made), "norms": [float(states[0].grad.norm()), float(weights[0].grad.norm())]}
 print(json.dumps({"peak": status("VmHWM") - before, "seconds": median(seconds), **facts}))

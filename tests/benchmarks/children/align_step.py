@@ -1,8 +1,8 @@
 """Train the same student in several ways, in turns: CPU seconds of each optimizer step but the first.
 
-align_step.py STEPS ROWS STUDENT WAY…: a WAY is sft, adpa=CACHE, dckd=CACHE, divergence=MODEL (DCKD without its SFT term,
-the teacher in memory) or gkd=MODEL (TRL's trainer). All rows are one batch, so that every step of every way has the same
-tokens with the same padding. A step is all that a trainer does from one log to the next: batch, passes, optimizer, log.
+align_step.py STEPS ROWS STUDENT WAY…: a WAY is sft, adpa=CACHE, dckd=CACHE, divergence=MODEL (DCKD without its SFT
+term, the teacher in memory) or gkd=MODEL (TRL's trainer). All rows are one batch, so that every step of every way has
+the same tokens with the same padding. A step is all that a trainer does from one log to the next: batch, passes, optimizer, log.
 The trainers stand in threads of which one runs at a time, a step each in turn, so that what else the machine does
 burdens all alike.
 """
@@ -96,9 +96,7 @@ def paired(
         alone = {"sft_weight": 0.0, "chosen_weight": 1.0, "rejected_weight": 1.0} if way == "divergence" else {}
         return dckd.objective(dckd.DckdParameters(**own | alone), made)
 
-    train_pairs(
-        student, pairs, prepared, (), folder / "out", folder / "checkpoints", dckd.DckdParameters(**own), step
-    )
+    train_pairs(student, pairs, prepared, (), folder / "out", folder / "checkpoints", dckd.DckdParameters(**own), step)
 
 
 def generalised(
@@ -154,7 +152,7 @@ def main(steps: int, rows: Artifact, student: Path, ways: dict[str, str]) -> Non
                     paired(way, rows, student, teacher, *own)
             except Enough:
                 return
-            except BaseException as error:  # noqa: BLE001 - the other threads would wait for ever
+            except BaseException as error:  # whatever it is, the other threads would wait for ever
                 broken.append(error)
                 turns.end(name)
                 raise
@@ -172,6 +170,9 @@ def main(steps: int, rows: Artifact, student: Path, ways: dict[str, str]) -> Non
 
 
 if __name__ == "__main__":
-    steps, *names, = sys.argv[1:4]
+    (
+        steps,
+        *names,
+    ) = sys.argv[1:4]
     rows, student = map(current_store().resolve, names)
     main(int(steps), rows, student.path, {way.split("=")[0]: way.partition("=")[2] for way in sys.argv[4:]})

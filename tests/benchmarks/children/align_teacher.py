@@ -1,7 +1,7 @@
 """Run a teacher over pairs as `teacher_cache` does (exact form) and as the published code of ADPA does, in turns.
 
-align_teacher.py ROUNDS PRECISION ROWS TEACHER. The published way: two rows at a time in the order of the data, padded to
-the longer, logits and softmax of every position, prompt and padding too, the 50 likeliest of response positions as
+align_teacher.py ROUNDS PRECISION ROWS TEACHER. The published way: two rows at a time in the order of the data, padded
+to the longer, logits and softmax of every position, prompt and padding too, the 50 likeliest of response positions as
 lists of Python, one line of JSON a row. Encoding is in both, opening the model in neither.
 """
 
@@ -47,7 +47,7 @@ def published(rows: Artifact, model: Path, precision: str, out: Path) -> tuple[i
 
 rounds, precision = int(sys.argv[1]), sys.argv[2]
 rows, teacher = map(current_store().resolve, sys.argv[3:])
-sizes = (8, 2)
+sizes = (2, 8)
 torch.set_num_threads(1)
 open_model(teacher.path, precision)
 seconds: dict[str, list[float]] = {f"ours, {size}": [] for size in sizes} | {"published": []}

@@ -183,6 +183,16 @@ def test_rewards_are_right_where_the_margin_is_above_zero_and_half_right_at_zero
     assert made.record["measures"]["DPO, reward accuracy"] == pytest.approx(2 / 3)
 
 
+def test_one_seed_without_a_control_does_not_say_what_it_would_have_missed() -> None:
+    alone = compare_arms(
+        parameters(("random", 1), ("ot", 1)), scores([3.0, 4.0]), [scores([1.0, 2.0]), scores([1.0, 1.0])]
+    )
+    assert "detectable" not in alone.record["measures"]
+    arms = parameters(("random", 1), ("again", 1), control="again")
+    other = compare_arms(arms, scores([3.0, 4.0]), [scores([1.0, 2.0]), scores([1.5, 2.0])])
+    assert other.record["measures"]["detectable"] > 0
+
+
 def test_a_metric_that_was_not_measured_is_refused() -> None:
     chosen = parameters(("DPO", 1), base="SFT", reference="SFT", metric="reward_accuracy")
     with pytest.raises(BadInput, match="and no pairs"):
