@@ -37,6 +37,10 @@ def test_quickstart_learns_and_its_control_does_not(tmp_path: Path) -> None:
     assert models["shuffled answers"]["difference"]["low"] <= 0
     assert report["comparison"]["level"] == 0.95
 
+    [before, aligned] = report["arms"][0]["arms"]
+    assert (before["name"], aligned["name"]) == ("SFT", "ADPA")
+    assert before["value"] < 0.1 and aligned["difference"]["low"] > 0.3, aligned
+
     for stage in report["stages"]:
         kept_or_left = stage["rows_out"] - stage["rows_created"] + stage["rows_consumed"]
         assert stage["rows_in"] == kept_or_left + stage["rows_dropped"] + (
@@ -48,6 +52,23 @@ def test_quickstart_learns_and_its_control_does_not(tmp_path: Path) -> None:
     again = run(tmp_path / "store", "quickstart")
     assert all(stage["cached"] for stage in again["stages"])
     assert [stage["fingerprint"] for stage in again["stages"]] == [stage["fingerprint"] for stage in first["stages"]]
+
+
+@pytest.mark.timeout(1200)
+def test_planted_preferences_are_learnt_and_shuffled_ones_are_not(tmp_path: Path) -> None:
+    """The controls that need no luck: held-out rewards are right above chance, and at chance without a preference."""
+    training = "method: dpo, beta: 0.1, learning_rate: 1.0e-3, batch_size: 32, epochs: 10, max_length: 64, threads: 1"
+    arms = f"[{{name: DPO, train: {{{training}}}}}, {{name: shuffled, shuffled: true, train: {{{training}}}}}]"
+    references = [f"{compare}.reference=SFT" for compare in ("compare", "compare_rewards")]
+    changes = [f"arms={arms}", "students_pairs=null", *references]
+    done = run(tmp_path / "store", "align", *(part for change in changes for part in ("--set", change)))
+    report = json.loads(Path(done["report"]).with_suffix(".json").read_text())
+    models = {model["name"]: model for model in report["alignment"]["models"]}
+    assert models["DPO"]["accuracy"]["low"] > 0.6
+    assert models["shuffled"]["accuracy"]["low"] <= 0.5 <= models["shuffled"]["accuracy"]["high"]
+    assert models["shuffled"]["kl"]["low"] > 0  # it did learn something, only not what is preferred
+    assert report["alignment"]["shorter_accuracy"] == report["alignment"]["longer_accuracy"] == 0.5
+    assert report["alignment"]["check"]["worse"] is False
 
 
 @pytest.mark.timeout(1200)
@@ -106,6 +127,8 @@ def test_a_terminated_run_ends_in_order_and_the_next_goes_on(tmp_path: Path) -> 
         [sys.executable, "-m", "flows", "plan", "quickstart", "--store", str(store), "--json"],
         capture_output=True, check=True, env=environment,
     )  # fmt: skip
-    states = {step["stage"]: step["state"] for step in json.loads(planned.stdout)}
+    states: dict[str, str] = {}
+    for step in json.loads(planned.stdout):
+        states.setdefault(step["stage"], step["state"])
     assert states["load"] == states["split"] == states["scratch"] == "cached"
     assert states["sft"] != "cached"

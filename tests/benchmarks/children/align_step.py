@@ -2,9 +2,9 @@
 
 align_step.py STEPS ROWS STUDENT WAY…: a WAY is sft, adpa=CACHE, dckd=CACHE, divergence=MODEL (DCKD without its SFT
 term, the teacher in memory) or gkd=MODEL (TRL's trainer). All rows are one batch, so that every step of every way has
-the same tokens with the same padding. A step is all that a trainer does from one log to the next: batch, passes, optimizer, log.
-The trainers stand in threads of which one runs at a time, a step each in turn, so that what else the machine does
-burdens all alike.
+the same tokens with the same padding. A step is all that a trainer does from one log to the next: batch, passes,
+optimizer, log. The trainers stand in threads of which one runs at a time, a step each in turn, so that what else the
+machine does burdens all alike.
 """
 
 import json
