@@ -30,8 +30,8 @@ def score_in_chunks(function: Callable[..., Tensor], head: Head, chunk: int, hid
     Returns:
         What the function returns, of all positions: (k,) or (terms, k).
     """
-    scored: Tensor = _Chunks.apply(function, head, chunk, hidden, head.weight, head.bias, *lines)  # type: ignore[no-untyped-call]
-    return scored
+    apply: Callable[..., Tensor] = _Chunks.apply
+    return apply(function, head, chunk, hidden, head.weight, head.bias, *lines)
 
 
 class _Chunks(torch.autograd.Function):

@@ -113,9 +113,7 @@ def preflight(
         "prompt_tokens_max": float(lengths.prompt.max()),
         "notes": float(sum(each.verdict == "note" for each in findings)),
         "memory_needed_gib": memory / GIB,
-        "memory_there_gib": memory_free / GIB,
         "disk_needed_gib": (cache + model) / GIB,
-        "disk_there_gib": disk_free / GIB,
         "cache_gib": cache / GIB,
         "size_ratio": large[0].parameters / small.parameters,
     }

@@ -104,8 +104,8 @@ def test_a_family_and_good_pairs_pass(models: Family, pairs: Pairs) -> None:
     ]  # fmt: skip
     measures = made.record["measures"]
     assert (measures["rows"], measures["rows_cut"], measures["rows_to_nothing"], measures["notes"]) == (40, 0, 0, 0)
-    assert 0 < measures["memory_needed_gib"] < measures["memory_there_gib"]
-    assert 0 < measures["cache_gib"] < measures["disk_needed_gib"] < measures["disk_there_gib"]
+    assert 0 < measures["memory_needed_gib"] < 1
+    assert 0 < measures["cache_gib"] < measures["disk_needed_gib"] < 1
     assert 1 < measures["size_ratio"] < 2.5
 
 
