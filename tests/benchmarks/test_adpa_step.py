@@ -1,8 +1,8 @@
 """What does a step of ADPA or DCKD cost that has its teachers in a cache, against a step of SFT on the same tokens?
 
 Goal: at most 1.35 times for ADPA where teacher and reference share their head, 1.6 times where they do not, and the
-same for DCKD. Chosen answers and responses are all rows of SFT. SmolLM2 135M is measured, and its first 8 layers, where
-the head is half of the work of a response token: what a method adds, it adds there.
+same for DCKD. Chosen answers and responses are all rows of SFT. The first 8 layers of SmolLM2 135M are measured, where the
+head is half of the work of a response token: what a method adds, it adds there.
 """
 
 from statistics import median
@@ -22,8 +22,8 @@ GOALS = {"adpa:shared": 1.35, "adpa:apart": 1.6, "dckd": 1.6}
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(("layers", "steps"), [(8, 4), (30, 2)])
-def test_cost_of_a_step(bench: Any, layers: int, steps: int) -> None:
+def test_cost_of_a_step(bench: Any) -> None:
+    layers, steps = 8, 4  # four trainings of all 30 layers in one process would take more than 24 GB
     names = bench.child("align_made", "even", 4, layers).facts
     caches = {"adpa:shared": "shared", "adpa:apart": "apart", "dckd": "alone"}
     ways = ["sft", *(f"{way}={names[cache]}" for way, cache in caches.items())]
