@@ -41,13 +41,14 @@ from infra.devices import torch_device
 from infra.shards import Tables, read_shard
 from infra.stage import Measures, Parameters, Reference, References, stage
 from infra.work import Slice, Work
+from tasks.train.cached import About
 from tasks.train.chat import teaches
 from tasks.train.compatible import check_one_origin, check_same_tokens, tokens_digest
 from tasks.train.heads import Head, head_of
 from tasks.train.losses import log_tail
 from tasks.train.pairs import encode_talk, talks_of
 from tasks.train.passes import POSITIONS, batches, bucket, open_model
-from tasks.train.teachers import NAMES, About, differences, share
+from tasks.train.teachers import NAMES, differences, share
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,26 +6,25 @@ speaks of: 1 but for the compact cache.
 
     form      lines of a position
     exact     hidden states of teacher and reference; their heads make logits of them
-    shared    the difference of these states and of the log-normalisers, where both have one head: the advantage is
-    linear
+    shared    where both have one head: the difference of these states, in which advantages are linear, and of the
+              log-normalisers
     compact   the union of both models' likeliest tokens, with log-probabilities of both, and of both tails
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from data.artifact import Artifact
 from data.errors import BadInput
-from tasks.train.compatible import check_one_origin, check_same_tokens, tokens_digest
+from tasks.train.cached import Places, check_cache, located, read_about, reader
+from tasks.train.compatible import check_one_origin, check_same_tokens
 from tasks.train.heads import Head, head_of, load_head
 from tasks.train.losses import advantage_at, advantages, coarse_advantage_at, coarse_kl_at, coverage, kl_at
 from tasks.train.models import load_tokenizer
@@ -40,7 +39,6 @@ NAMES = ("teacher", "reference")
 Clip = tuple[float, float] | None
 Sides = Sequence[str]  # of SIDES, in their order
 Score = Callable[..., "Tensor"]  # (the student's logits (c, vocabulary), its labels (c,), *lines) -> (2, c)
-Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -103,64 +101,6 @@ def teacher_of(
     return at_hand(models[0], models[1] if len(models) == 2 else None, vocabulary, clip)
 
 
-def check_cache(about: About, base: Path, *, advantage: bool, reference: bool) -> None:
-    """Refuse a cache of other tokens than the student's, or of another kind than is asked for.
-
-    Raises:
-        BadInput: it is no such cache.
-    """
-    if about.tokens != tokens_digest(base):
-        raise BadInput(
-            "a teacher_cache whose teacher turns messages into other ids than the student",
-            "one tokenizer and one chat template",
-            "take models of one family, prepared with one template, and make the cache again",
-        )
-    if advantage and about.reference != reference:
-        raise BadInput(
-            f"a teacher_cache with{'' if about.reference else 'out'} a reference",
-            f"one with{'' if reference else 'out'} it",
-            "make the cache with teacher and reference, or say without_reference for the ablation",
-        )
-    if not advantage and about.form == "shared":
-        raise BadInput(
-            "a teacher_cache that holds differences of teacher and reference",
-            "one of the teacher alone, for a divergence",
-            "make a cache without a reference",
-        )
-
-
-def located(cache: Artifact, pairs: pa.Table, sides: Mapping[str, str]) -> tuple[Places, Places]:
-    """Find pairs in a cache: places (pairs, 2) of their sides' first positions, and numbers of positions (pairs, 2).
-
-    Raises:
-        BadInput: a side is not in the cache, or was cut or encoded in another way.
-    """
-    encoded = cache["encoded"].read()
-    keys = zip(encoded["row_id"].to_pylist(), encoded["side"].to_pylist(), strict=True)
-    lines = {key: at for at, key in enumerate(keys)}
-    ids, masks, place, positions = (encoded[name] for name in ("ids", "mask", "place", "positions"))
-    places, counts = np.zeros((len(pairs), 2), np.int64), np.zeros((len(pairs), 2), np.int64)
-    for side, name in sides.items():
-        at = [lines.get((row, name), -1) for row in pairs["row_id"].to_pylist()]
-        missing = [row for row, line in zip(pairs["row_id"].to_pylist(), at, strict=True) if line < 0]
-        if missing:
-            raise BadInput(
-                f"{len(missing)} of {len(pairs)} rows whose {name} is not in the teacher_cache, the first {missing[0]}",
-                "a cache of the rows that are trained on",
-                "make the cache of the same artifact, with the same max_length",
-            )
-        taken = pa.array(at, pa.int64())
-        if ids.take(taken) != pairs[f"{side}_ids"] or masks.take(taken) != pairs[f"{side}_mask"]:
-            raise BadInput(
-                f"a teacher_cache in which a {name} has other ids than in training",
-                "the same ids for teacher and student",
-                "give both the same max_length",
-            )
-        column = SIDES.index(side)
-        places[:, column], counts[:, column] = place.take(taken).to_numpy(), positions.take(taken).to_numpy()
-    return places, counts
-
-
 def at_hand(teacher: Any, reference: Any | None, vocabulary: int, clip: Clip) -> Teacher:
     """Ask models in memory, batch by batch.
 
@@ -215,7 +155,7 @@ def cached(folder: Path, places: Places, counts: Places, vocabulary: int, clip: 
         device: where the student is.
     """
     about = read_about(folder)
-    read = _compact_reader(folder, device) if about.form == "compact" else _dense_reader(folder, about, device)
+    read = reader(folder, about, device)
 
     def lines(batch: Batch, sides: Sides) -> tuple[Tensor, ...]:
         pairs = batch.pairs.cpu().numpy()
@@ -297,61 +237,3 @@ def _covered(nats: Tensor) -> Tensor:
     import torch
 
     return torch.stack([nats, torch.ones_like(nats)])
-
-
-# ---- the files of a cache ----
-
-
-class About(NamedTuple):
-    """What `cache.json` says of a cache."""
-
-    form: Literal["exact", "shared", "compact"]
-    precision: Literal["fp32", "bf16"]
-    heads: list[str]  # teacher, or teacher and reference
-    reference: bool  # whether it can give advantages
-    tokens: str  # digest of what the ids mean (`compatible.tokens_digest`)
-    encoded: str  # digest of the table of that name
-
-
-def read_about(folder: Path) -> About:
-    """Read what a cache says of itself."""
-    return About(**json.loads((folder / "cache.json").read_bytes()))
-
-
-def _dense_reader(folder: Path, about: About, device: str) -> Callable[[Places], tuple[Tensor, ...]]:
-    names = ["difference", "shift"] if about.form == "shared" else about.heads
-    files = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
-
-    def read(places: Places) -> tuple[Tensor, ...]:
-        import torch
-
-        tensors = (torch.from_numpy(file[places]).to(device) for file in files)
-        return tuple(each.view(torch.bfloat16) if each.dtype == torch.int16 else each for each in tensors)
-
-    return read
-
-
-def _compact_reader(folder: Path, device: str) -> Callable[[Places], tuple[Tensor, ...]]:
-    bounds, tokens, tails, *logs = (
-        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in ("bounds", "tokens", "tails", "teacher", "reference")
-        if (folder / f"{name}.npy").exists()
-    )
-
-    def read(places: Places) -> tuple[Tensor, ...]:
-        import torch
-
-        firsts, widths = bounds[places], bounds[places + 1] - bounds[places]
-        column = np.arange(widths.max(initial=0))
-        filled = column < widths[:, None]
-        at = (firsts[:, None] + column)[filled]
-        ids = np.full(filled.shape, -1, np.int64)
-        ids[filled] = tokens[at]
-        made = [torch.from_numpy(ids)]
-        for number, each in enumerate(logs):
-            cells = np.zeros(filled.shape, np.float32)
-            cells[filled] = each[at]
-            made += [torch.from_numpy(cells), torch.from_numpy(tails[places, number])]
-        return tuple(each.to(device) for each in made)
-
-    return read

@@ -4,9 +4,10 @@ align_step.py STEPS ROWS STUDENT WAY…: a WAY is sft, adpa=CACHE, dckd=CACHE, d
 term, the teacher in memory) or gkd=MODEL (TRL's trainer). All rows are one batch, so that every step of every way has
 the same tokens with the same padding. A step is all that a trainer does from one log to the next: batch, passes,
 optimizer, log. The trainers stand in threads of which one runs at a time, a step each in turn, so that what else the
-machine does burdens all alike.
+machine does burdens all alike. Each way holds its model and its optimizer: two ways of SmolLM2 135M need some 10 GB.
 """
 
+import ctypes
 import json
 import sys
 import threading
@@ -134,6 +135,7 @@ counts: dict[str, list[int]] = {}  # tokens of a step, and those that are learne
 
 
 def main(steps: int, rows: Artifact, student: Path, ways: dict[str, str]) -> None:
+    ctypes.CDLL(None).mallopt(-8, 1)  # one arena: each thread's own would keep what it has freed from the others
     turns = Turns(list(ways), steps)
     broken: list[BaseException] = []
 

@@ -13,10 +13,10 @@ from data.artifact import Artifact
 from data.errors import BadInput
 from infra.settings import use_settings
 from tasks.train import adpa, dckd
+from tasks.train.cached import read_about
 from tasks.train.models import load_tokenizer
 from tasks.train.pairs import encode_preferences
 from tasks.train.teacher_cache import TeacherCacheParameters, teacher_cache
-from tasks.train.teachers import read_about
 from tests.tasks.train.small import (
     ChangedParameters,
     Family,
