@@ -20,14 +20,16 @@ FINE_TUNING = Field(
 class TeacherParameters(Parameters):
     """Where a teacher comes from, and how it is fine-tuned before it is aligned."""
 
-    origin: Annotated[Whole, Field(discriminator="origin")] = Field(title="Origin")
+    origin: Annotated[Whole, Field(discriminator="origin")] = Field(title="Origin", description="What it is made of.")
     sft: SftParameters | None = FINE_TUNING
 
 
 class LearnerParameters(Parameters):
     """Where a student comes from, which may be its teacher, and how it is fine-tuned before it is aligned."""
 
-    origin: Annotated[Whole | CutParameters, Field(discriminator="origin")] = Field(title="Origin")
+    origin: Annotated[Whole | CutParameters, Field(discriminator="origin")] = Field(
+        title="Origin", description="What it is made of; cut: of its teacher."
+    )
     sft: SftParameters | None = FINE_TUNING
 
 
