@@ -97,7 +97,8 @@ def test_a_cut_of_a_real_model_learns_a_step_from_real_pairs(tmp_path: Path) -> 
     step = "max_steps: 1, batch_size: 2, max_length: 192, warmup: 0, learning_rate: 1.0e-5"
     changes = {
         "rows.sources.0.limit": 16, "pairs.sources.0.limit": 60, "student.origin.keep": 28, "student.origin.rows": 2,
-        "student.sft.max_steps": 1, "dpo.max_steps": 1, "dpo.warmup": 0, "students_pairs.budget": 4, "respond.max_new_tokens": 4,
+        "student.sft.max_steps": 1, "dpo.max_steps": 1, "dpo.warmup": 0,
+        "students_pairs.budget": 4, "respond.max_new_tokens": 4,
         "arms": f"[{{name: ADPA+, train: {{method: adpa_plus, dckd: {{{step}}}, adpa: {{{step}}}}}}}]",
         "teacher_check.allow_worse": "true", "evaluate.rows": 2, "evaluate_pairs.rows": 2, "evaluate_responses.rows": 2,
     }  # fmt: skip
