@@ -1,7 +1,7 @@
 """What an artifact was made of, up to the sources: walked by the records alone, in the order of making."""
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.artifact import Artifact
 
@@ -36,3 +36,9 @@ def ancestors(artifact: Artifact, kinds: Collection[str] = KINDS) -> Ancestors:
 
     walk(artifact.stage, artifact.fingerprint)
     return Ancestors(list(there.values()), list(gone))
+
+
+def input_of(artifact: Artifact, each: dict[str, Any]) -> Artifact:
+    """Find the artifact that one of a record's inputs names, in the same store."""
+    root = artifact.path.parent.parent
+    return Artifact(each["stage"], each["fingerprint"], root / each["stage"] / each["fingerprint"], each["output"])

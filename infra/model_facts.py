@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.artifact import FILES, Artifact, read_parquet
-from data.graph import ancestors
+from data.graph import ancestors, input_of
 from infra.card import BALANCE, common_facts, funnel_line, source_digest, without_places
 from infra.store import Store
 
@@ -110,12 +110,6 @@ def own_chain(made_of: list[Artifact]) -> list[Artifact]:
         chain.insert(0, before[0])
 
 
-def _made(artifact: Artifact, each: dict[str, Any]) -> Artifact:
-    """Find the artifact that one of a record's inputs names, in the same store."""
-    root = artifact.path.parent.parent
-    return Artifact(each["stage"], each["fingerprint"], root / each["stage"] / each["fingerprint"], each["output"])
-
-
 def chain_line(model: Artifact, learned: pa.Table | None) -> dict[str, Any]:
     """Tell what one stage of the chain did to the weights."""
     record = model.record
@@ -160,7 +154,7 @@ def learned_rows(model: Artifact) -> pa.Table:
         ],
         pa.binary(16),
     )
-    inputs = [_made(model, each) for each in model.record["inputs"] if each["kind"] == "rows"]
+    inputs = [input_of(model, each) for each in model.record["inputs"] if each["kind"] == "rows"]
     tables = [_with_plain_ids(each.read(LEARNED.names)) for each in inputs if (each.path / "record.json").exists()]
     rows = pa.concat_tables([LEARNED.empty_table(), *tables])
     return rows.filter(pc.invert(pc.is_in(rows["row_id"], left.combine_chunks())))

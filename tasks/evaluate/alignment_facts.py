@@ -7,7 +7,7 @@ belongs together is found by the digest of the model that was asked.
 from typing import Any
 
 from data.artifact import Artifact
-from tasks.evaluate.ancestry import input_of
+from data.graph import input_of
 from tasks.evaluate.texts import held
 
 Facts = dict[str, Any]

@@ -5,6 +5,7 @@ from typing import Any
 
 from data.artifact import ROWS, Artifact
 from data.contracts import contract_of
+from data.graph import input_of
 
 LONGEST = 2_000  # characters of one text in the report
 
@@ -49,12 +50,6 @@ def _loaded(artifact: Artifact, row: uuid.UUID) -> str:
         return "created"
     origin = artifact["origin"].find(row) or {}
     return f"loaded from {origin['file']}, line {origin['line']:,}"
-
-
-def input_of(artifact: Artifact, each: dict[str, Any]) -> Artifact:
-    """Find the artifact that one of a record's inputs names, in the same store."""
-    root = artifact.path.parent.parent
-    return Artifact(each["stage"], each["fingerprint"], root / each["stage"] / each["fingerprint"], each["output"])
 
 
 def text_of(artifact: Artifact, row: uuid.UUID) -> str | None:

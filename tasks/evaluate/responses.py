@@ -16,13 +16,12 @@ import numpy.typing as npt
 
 from tasks.train.heads import Head, head_of
 from tasks.train.losses import advantage_at, advantages
-from tasks.train.passes import POSITIONS, batches, bucket, open_model
+from tasks.train.passes import POSITIONS, Encoded, batches, marked_states, open_model, padded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
-Encoded = list[tuple[list[int], list[int]]]  # (ids, mask): the mask is 1 on what was answered
 
 UNLIMITED = 1 << 30  # tokens: rows are encoded whole, and then measured
 
@@ -49,17 +48,10 @@ def hear(folder: Path, precision: str, rows: Encoded, batch_size: int) -> Heard:
     model, tokenizer = open_model(folder, precision)
     states: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in batches([len(ids) for ids, _ in rows], batch_size):
-        filled = [rows[at] for at in batch] + [rows[batch[-1]]] * (batch_size - len(batch))
-        width = bucket(max(len(ids) for ids, _ in filled))
-        ids = torch.tensor(
-            [each + [tokenizer.pad_token_id] * (width - len(each)) for each, _ in filled], device=model.device
-        )
-        seen = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each, _ in filled], device=model.device)
-        with torch.inference_mode():
-            hidden = model.get_decoder()(ids, attention_mask=seen, use_cache=False).last_hidden_state.cpu()
-        for place, at in enumerate(batch):
-            mask = rows[at][1]
-            states[at] = hidden[place, : len(mask) - 1][torch.tensor(mask[1:]).bool()]
+        ids, seen, marked = padded([rows[at] for at in batch], batch_size, tokenizer.pad_token_id, model.device)
+        parts = torch.split(marked_states(model, ids, seen, marked).cpu(), marked.sum(1).tolist())
+        for at, part in zip(batch, parts, strict=False):
+            states[at] = part
     return Heard(head_of(model).cut(len(tokenizer)), torch.cat(states))
 
 

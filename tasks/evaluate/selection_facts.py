@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data.artifact import Artifact
+from data.graph import input_of
 from data.ids import sortable
-from tasks.evaluate.ancestry import input_of
 from tasks.evaluate.mixture_facts import mixture_facts
 from tasks.evaluate.selection_map import map_of
 from tasks.evaluate.texts import held

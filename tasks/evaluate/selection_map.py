@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from data.artifact import Artifact
 from data.fingerprint import seed_for
+from data.graph import input_of
 from data.ids import lots, sortable
 from tasks.curate.vectors import vectors_of
-from tasks.evaluate.ancestry import input_of
 from tasks.evaluate.plane import plane_of
 from tasks.evaluate.texts import held, inputs_of, texts_of
 

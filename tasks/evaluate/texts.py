@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from data.artifact import Artifact, read_parquet
 from data.contracts import contract_of
+from data.graph import input_of
 from data.ids import sortable
-from tasks.evaluate.ancestry import input_of, show
+from tasks.evaluate.ancestry import show
 
 HIDDEN = "(not shown: personal data was found in this row)"
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.artifact import Artifact
-from tasks.evaluate.ancestry import input_of
+from data.graph import input_of
 from tasks.evaluate.texts import held, texts_of
 
 BARS = 48

@@ -36,12 +36,10 @@ from tasks.train.chat import teaches
 from tasks.train.heads import head_of
 from tasks.train.models import load_model, load_tokenizer, write_model
 from tasks.train.pairs import encode_talk, talks_of
-from tasks.train.passes import POSITIONS, open_model, position_losses
+from tasks.train.passes import POSITIONS, Encoded, marked_states, open_model, padded, position_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Encoded = list[tuple[list[int], list[int]]]
 
 # Settings of an architecture that say something of each layer, in a list.
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layer_rope_theta")
@@ -115,7 +113,7 @@ def weigh_rows(parameters: CutParameters, model: Path, rows: Pick) -> Tables:
     layers = network.config.get_text_config().num_hidden_layers
     nats, positions = torch.zeros(layers, dtype=torch.float64), 0
     if encoded:
-        ids, seen, learned = padded(encoded, tokenizer.pad_token_id, network.device)
+        ids, seen, learned = padded(encoded, len(encoded), tokenizer.pad_token_id, network.device)
         with torch.inference_mode():
             states = states_without(network, ids, seen, learned)
             nats, positions = divergences(head_of(network), *states), len(states[0])
@@ -131,10 +129,10 @@ def compare_rows(parameters: CutParameters, model: Path, student: Path, rows: Pi
     encoded = encode_rows(parameters, tokenizer, rows)
     sums = {"kl": 0.0, "before": 0.0, "after": 0.0}
     if encoded:
-        ids, seen, learned = padded(encoded, tokenizer.pad_token_id, whole.device)
+        ids, seen, learned = padded(encoded, len(encoded), tokenizer.pad_token_id, whole.device)
         labels = ids[:, 1:][learned]
         with torch.inference_mode():
-            both = [last_states(each, ids, seen)[:, :-1][learned] for each in (whole, rest)]
+            both = [marked_states(each, ids, seen, learned) for each in (whole, rest)]
             sums["kl"] = float(divergences(head_of(whole), *both, other=head_of(rest))[0])
             sums["before"], sums["after"] = (
                 float(position_losses(each, states, labels).double().sum())
@@ -148,23 +146,6 @@ def encode_rows(parameters: CutParameters, tokenizer: Any, rows: Pick) -> Encode
     talks = next(iter(talks_of(rows.read()).values()))
     encoded = [encode_talk(tokenizer, talk, parameters.max_length) for talk in talks]
     return [(ids, mask) for ids, mask in encoded if teaches(mask)]
-
-
-def padded(encoded: Encoded, pad: int, device: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Pad conversations to one length: ids and attention (n, length), and which states predict (n, length - 1)."""
-    import torch
-
-    width = max(len(ids) for ids, _ in encoded)
-    ids = torch.tensor([each + [pad] * (width - len(each)) for each, _ in encoded], device=device)
-    seen = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each, _ in encoded], device=device)
-    learned = torch.tensor([mask[1:] + [0] * (width - len(mask)) for _, mask in encoded], device=device).bool()
-    return ids, seen, learned
-
-
-def last_states(model: Any, ids: Tensor, seen: Tensor) -> Tensor:
-    """Run the decoder: what its head takes (n, length, width)."""
-    states: Tensor = model.get_decoder()(ids, attention_mask=seen, use_cache=False).last_hidden_state
-    return states
 
 
 def states_without(model: Any, ids: Tensor, seen: Tensor, learned: Tensor) -> list[Tensor]:
@@ -186,7 +167,7 @@ def states_without(model: Any, ids: Tensor, seen: Tensor, learned: Tensor) -> li
         calls.append((hidden, lambda other: layer(other, *rest, **named)))
 
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in decoder.layers]
-    whole = last_states(model, ids, seen)
+    whole = marked_states(model, ids, seen, learned)
     for hook in hooks:
         hook.remove()
 
@@ -196,7 +177,6 @@ def states_without(model: Any, ids: Tensor, seen: Tensor, learned: Tensor) -> li
         states: Tensor = decoder.norm(hidden)
         return states[:, :-1][learned]
 
-    whole = whole[:, :-1][learned]
     if not torch.allclose(rest_of(calls[-1][0], len(calls) - 1), whole, rtol=1e-3, atol=1e-3):
         raise _another_build(type(model).__name__, "more after its last layer than a norm")
     return [whole, *(rest_of(hidden, layer + 1) for layer, (hidden, _) in enumerate(calls))]

@@ -154,7 +154,7 @@ def memory_there() -> int:
     if torch_device() == "cuda":
         free: int = torch.cuda.mem_get_info()[0]
         return free
-    import psutil  # type: ignore[import-untyped]  # accelerate, which every training imports, requires it
+    import psutil
 
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Encoded = list[tuple[list[int], list[int]]]  # of each row its ids, and a mask that is 1 on what is learned or scored
+
 BUCKET = 32  # tokens
 POSITIONS = 256  # whose logits are in memory at once: 50 MB for a vocabulary of 49,000 in fp32
 
@@ -34,7 +36,7 @@ def open_model(folder: Path, precision: str = "fp32") -> tuple["PreTrainedModel"
 
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype_of(precision), use_safetensors=True, local_files_only=True
+        folder, dtype="bfloat16" if precision == "bf16" else "float32", use_safetensors=True, local_files_only=True
     )
     model = model.to(torch_device()).eval().requires_grad_(False)
     return model, open_tokenizer(folder)
@@ -47,13 +49,6 @@ def open_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return tokenizer
-
-
-def dtype_of(precision: str) -> "torch.dtype":
-    """Translate a precision (fp32 or bf16) for torch."""
-    import torch
-
-    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def bucket(length: int) -> int:
@@ -150,29 +145,52 @@ def _ended(ids: list[int], ends: list[int]) -> list[int]:
     return ids[: next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))]
 
 
-def mean_losses(
-    model: "PreTrainedModel", pad: int, rows: list[tuple[list[int], list[int]]], batch_size: int
-) -> list[tuple[float, int]]:
-    """Score (ids, mask) rows, in one batch: mean nats per masked token, and the number of those tokens."""
+def padded(
+    rows: Encoded, batch_size: int, pad: int, device: "torch.device"
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """Put rows into one batch of constant size: a short one is filled with its last row, lengths are rounded up.
+
+    Returns:
+        Ids and attention mask (batch_size, length), and which states predict a marked token (batch_size, length - 1).
+    """
     import torch
 
     width = bucket(max(len(ids) for ids, _ in rows))
     filled = rows + [rows[-1]] * (batch_size - len(rows))
-    ids = torch.tensor([each + [pad] * (width - len(each)) for each, _ in filled], device=model.device)
-    seen = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each, _ in filled], device=model.device)
-    learned = torch.tensor([mask[1:] + [0] * (width - len(mask)) for _, mask in filled], device=model.device).bool()
+    ids = torch.tensor([each + [pad] * (width - len(each)) for each, _ in filled], device=device)
+    seen = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each, _ in filled], device=device)
+    marked = torch.tensor([mask[1:] + [0] * (width - len(mask)) for _, mask in filled], device=device).bool()
+    return ids, seen, marked
+
+
+def marked_states(
+    model: "PreTrainedModel", ids: "torch.Tensor", seen: "torch.Tensor", marked: "torch.Tensor"
+) -> "torch.Tensor":
+    """Run the decoder over what `padded` returns: what the head takes where a marked token is predicted (k, width)."""
+    import torch
+
     with torch.inference_mode():
         hidden = model.get_decoder()(ids, attention_mask=seen, use_cache=False).last_hidden_state
-        nats = position_losses(model, hidden[:, :-1][learned], ids[:, 1:][learned])
-    counts = learned.sum(1).tolist()
+        states: torch.Tensor = hidden[:, :-1][marked]
+        return states
+
+
+def mean_losses(model: "PreTrainedModel", pad: int, rows: Encoded, batch_size: int) -> list[tuple[float, int]]:
+    """Score rows, in one batch: mean nats per marked token, and the number of those tokens."""
+    import torch
+
+    ids, seen, marked = padded(rows, batch_size, pad, model.device)
+    with torch.inference_mode():
+        nats = position_losses(model, marked_states(model, ids, seen, marked), ids[:, 1:][marked])
+    counts = marked.sum(1).tolist()
     sums = [float(each.double().sum()) for each in torch.split(nats, counts)]
     return [(total / max(count, 1), count) for total, count in zip(sums, counts, strict=True)][: len(rows)]
 
 
 def total_log_probabilities(
-    model: "PreTrainedModel", pad: int, rows: list[tuple[list[int], list[int]]], batch_size: int, precision: str
+    model: "PreTrainedModel", pad: int, rows: Encoded, batch_size: int, precision: str
 ) -> npt.NDArray[np.float64]:
-    """Sum the log-probabilities of what each (ids, mask) row marks: nats (n,); precision is fp32 or bf16 (autocast)."""
+    """Sum the log-probabilities of what each row marks: nats (n,); precision is fp32 or bf16 (autocast)."""
     import torch
 
     totals = np.zeros(len(rows))

@@ -47,13 +47,12 @@ from tasks.train.compatible import check_one_origin, check_same_tokens, tokens_d
 from tasks.train.heads import Head, head_of
 from tasks.train.losses import log_tail
 from tasks.train.pairs import encode_talk, talks_of
-from tasks.train.passes import POSITIONS, batches, bucket, open_model
+from tasks.train.passes import POSITIONS, Encoded, batches, marked_states, open_model, padded
 from tasks.train.teachers import NAMES, differences, share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Encoded = list[tuple[list[int], list[int]]]
 
 ROWS_AT_ONCE = 256  # rows of a shard: sorted by length within it; 80 MB of states for SmolLM2 at 100 positions a row
 
@@ -235,17 +234,10 @@ def states_of(
     ]
     starts = np.cumsum(counts) - counts
     for batch in batches([len(ids) for ids, _ in rows], parameters.batch_size):
-        filled = [rows[at] for at in batch] + [rows[batch[-1]]] * (parameters.batch_size - len(batch))
-        width = bucket(max(len(ids) for ids, _ in filled))
-        device = models[0].device
-        ids = torch.tensor([each + [pad] * (width - len(each)) for each, _ in filled], device=device)
-        seen = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each, _ in filled], device=device)
-        learned = torch.tensor([mask[1:] + [0] * (width - len(mask)) for _, mask in filled]).bool()
+        inputs = padded([rows[at] for at in batch], parameters.batch_size, pad, models[0].device)
         places = np.concatenate([np.arange(starts[at], starts[at] + counts[at]) for at in batch])
         for model, kept in zip(models, states, strict=True):
-            with torch.inference_mode():
-                hidden = model.get_decoder()(ids, attention_mask=seen, use_cache=False).last_hidden_state
-            kept[places] = hidden[:, :-1][learned.to(device)][: len(places)].to(kept.dtype).cpu()
+            kept[places] = marked_states(model, *inputs)[: len(places)].to(kept.dtype).cpu()
     return states
 
 

@@ -22,7 +22,7 @@ GOALS = {"adpa:shared": 1.35, "adpa:apart": 1.6, "dckd": 1.6}
 @pytest.mark.benchmark
 @pytest.mark.timeout(7200)
 def test_cost_of_a_step(bench: Any) -> None:
-    layers, steps = 8, 4  # four trainings of all 30 layers in one process would take more than 24 GB
+    layers, steps = 8, 4
     names = bench.child("align_made", "even", 4, layers).facts
     caches = {"adpa:shared": "shared", "adpa:apart": "apart", "dckd": "alone"}
     rows, medians, base = [], {}, []

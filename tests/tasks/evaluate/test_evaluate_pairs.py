@@ -1,6 +1,5 @@
 """Implicit rewards on held-out pairs: what a plain forward says, and the laws of a margin."""
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from tests.tasks.train.small import (
     answer,
     byte_tokenizer,
     changed,
-    family,
     given,
     preferences,
     rows_of,
@@ -32,24 +30,14 @@ from tests.tasks.train.small import (
     write_base,
 )
 
+pytestmark = pytest.mark.usefixtures("shelf")
+
 FEW = EvaluatePairsParameters(batch_size=4, max_length=128, draws=500)
 NUMBERS = ("chosen", "rejected", "chosen_base", "rejected_base", "kl")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with use_settings(store=tmp_path_factory.mktemp("shelf") / "store", workers=1, device="cpu"):
-        current_store().prepare()
-        yield
-
-
 @pytest.fixture(scope="module")
-def models(store: None, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return family(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture(scope="module")
-def rows(store: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def rows(shelf: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return rows_of(tmp_path_factory.mktemp("rows") / "pairs", preferences(14))
 
 

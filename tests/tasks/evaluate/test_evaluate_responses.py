@@ -1,6 +1,5 @@
 """A model's own responses: how far it went from its base, and a teacher's advantage in both of its readings."""
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from tests.tasks.train.small import (
     Family,
     GivenParameters,
     byte_tokenizer,
-    family,
     given,
     preferences,
     rows_of,
@@ -30,19 +28,9 @@ from tests.tasks.train.small import (
     write_base,
 )
 
+pytestmark = pytest.mark.usefixtures("shelf")
+
 FEW = EvaluateResponsesParameters(batch_size=4, max_length=128, draws=500)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with use_settings(store=tmp_path_factory.mktemp("shelf") / "store", workers=1, device="cpu"):
-        current_store().prepare()
-        yield
-
-
-@pytest.fixture(scope="module")
-def models(store: None, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return family(tmp_path_factory.mktemp("family"))
 
 
 def said(count: int = 10) -> list[dict[str, Any]]:
@@ -58,7 +46,7 @@ def said(count: int = 10) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def rows(store: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def rows(shelf: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return rows_of(tmp_path_factory.mktemp("rows") / "said", said(), GENERATION)
 
 

@@ -1,7 +1,6 @@
 """A teacher before it teaches: one whose weights were wrecked is refused, in words; one that was not goes on."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,6 @@ import pytest
 
 from data.artifact import Artifact
 from data.errors import BadInput
-from infra.settings import use_settings
 from infra.store import current_store
 from tasks.curate.load import LoadParameters, load
 from tasks.evaluate.evaluate import EvaluateParameters, evaluate
@@ -25,6 +23,8 @@ from tests.tasks.train.small import (
     rows_of,
     write_base,
 )
+
+pytestmark = pytest.mark.usefixtures("shelf")
 
 FEW = TeacherCheckParameters(draws=500)
 ASK = EvaluateParameters(batch_size=8, max_length=128, max_new_tokens=4)
@@ -51,15 +51,8 @@ def loaded(folder: Path, answers: list[str]) -> Artifact:
     return load(LoadParameters.model_validate({"sources": [source]}))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with use_settings(store=tmp_path_factory.mktemp("shelf") / "store", workers=1, device="cpu"):
-        current_store().prepare()
-        yield
-
-
 @pytest.fixture(scope="module")
-def trial(store: None, tmp_path_factory: pytest.TempPathFactory) -> Trial:
+def trial(shelf: None, tmp_path_factory: pytest.TempPathFactory) -> Trial:
     folder = tmp_path_factory.mktemp("trial")
     reference = given(GivenParameters(path=str(write_base(folder, byte_tokenizer(), seed=1))))
     wanted = evaluate(ASK, loaded(folder / "asked", ["?"] * 16), reference)["scores"].read()["answer"].to_pylist()

@@ -1,22 +1,17 @@
-"""A store that the tests of one file share, and in it the models of a small family."""
-
-from collections.abc import Iterator
+"""Pairs, and responses to them, in the store that the tests of one file share (tests/tasks/conftest.py)."""
 
 import pytest
 
-from infra.settings import use_settings
-from infra.store import current_store
-from tests.tasks.train.small import Family, family
+from data.artifact import Artifact
+from tests.tasks.train.small import preferences, responses_to, rows_of
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An empty store, in force while the tests of a file run."""
-    with use_settings(store=tmp_path_factory.mktemp("shelf") / "store", workers=1, threads=1, device="cpu"):
-        current_store().prepare()
-        yield
+def rows(shelf: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return rows_of(tmp_path_factory.mktemp("rows") / "pairs", preferences(12))
 
 
 @pytest.fixture(scope="module")
-def models(shelf: None, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return family(tmp_path_factory.mktemp("family"))
+def responses(rows: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("responses") / "said"
+    return responses_to(folder, rows, lambda n: "z" * (n % 6) + "y")

@@ -37,17 +37,6 @@ def options(**changes: Any) -> AdpaParameters:
     return AdpaParameters(threads=1, warmup=0, **(small | changes))
 
 
-@pytest.fixture(scope="module")
-def rows(shelf: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return rows_of(tmp_path_factory.mktemp("rows") / "pairs", preferences(12))
-
-
-@pytest.fixture(scope="module")
-def responses(rows: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("responses") / "said"
-    return responses_to(folder, rows, lambda n: "z" * (n % 6) + "y")
-
-
 Run = Any
 
 

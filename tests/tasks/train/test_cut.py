@@ -29,11 +29,12 @@ from data.contracts import MESSAGES
 from data.errors import BadInput
 from data.graph import ancestors
 from data.ids import sortable
-from tasks.train.cut import CutParameters, cut, divergences, most_important, padded, states_without
+from tasks.train.cut import CutParameters, cut, divergences, most_important, states_without
 from tasks.train.heads import head_of
 from tasks.train.losses import forward_kl, kl_at
 from tasks.train.models import load_model, load_tokenizer, write_model
 from tasks.train.pairs import encode_talk, talks_of
+from tasks.train.passes import padded
 from tasks.train.pretrained import PretrainedParameters, pretrained
 from tests.tasks.train.small import (
     GivenParameters,
@@ -136,7 +137,7 @@ def test_importance_is_the_divergence_without_the_layer(kind: str) -> None:
     network = drawn(kind)
     layers = network.get_decoder().layers
     encoded = [([*range(3, 3 + length)], [0] * 4 + [1] * (length - 4)) for length in (9, 17, 12)]
-    ids, seen, learned = padded(encoded, 256, "cpu")
+    ids, seen, learned = padded(encoded, len(encoded), 256, torch.device("cpu"))
     with torch.no_grad():
         found = divergences(head_of(network), *states_without(network, ids, seen, learned)) / learned.sum()
         whole = network(ids, attention_mask=seen, use_cache=False).logits[:, :-1]

@@ -23,24 +23,10 @@ from tests.tasks.train.small import (
     answer,
     farthest,
     preferences,
-    responses_to,
-    rows_of,
     table_of,
     trained,
     turns,
 )
-
-
-@pytest.fixture(scope="module")
-def rows(shelf: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return rows_of(tmp_path_factory.mktemp("rows") / "pairs", preferences(12))
-
-
-@pytest.fixture(scope="module")
-def responses(rows: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("responses") / "said"
-    return responses_to(folder, rows, lambda n: "z" * (n % 6) + "y")
-
 
 # ---- one step, however it is cut ----
 

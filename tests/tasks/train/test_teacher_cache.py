@@ -29,7 +29,6 @@ from tests.tasks.train.small import (
     farthest,
     given,
     preferences,
-    responses_to,
     rows_of,
     trained,
     turns,
@@ -38,17 +37,6 @@ from tests.tasks.train.small import (
 
 SMALL = {"batch_size": 6, "max_length": 64, "learning_rate": 1e-3, "checkpoint_every": 100, "threads": 1, "epochs": 2}
 ALL = 10_000  # more tokens than there are
-
-
-@pytest.fixture(scope="module")
-def rows(shelf: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return rows_of(tmp_path_factory.mktemp("rows") / "pairs", preferences(12))
-
-
-@pytest.fixture(scope="module")
-def responses(rows: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("responses") / "said"
-    return responses_to(folder, rows, lambda n: "z" * (n % 6) + "y")
 
 
 def cache(rows: Artifact, teacher: Artifact, *references: Artifact, **changes: Any) -> Artifact:
